@@ -1,0 +1,220 @@
+"""Settings, read once from the environment; every fault is named at once."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validates_schema
+from marshmallow.validate import OneOf, Range
+
+ROOT = Path(__file__).resolve().parent
+DATA_DIR = ROOT / ".data"
+
+MIN_SECRET_BYTES = 32
+"""RFC 7518, section 3.2: an HS256 key is at least as long as its hash."""
+
+WELL_KNOWN_SECRETS = ("secret", "changeme", "change-me", "your-", "your_", "jwt-secret", "jwt_secret", "example")
+"""How secrets begin that were copied from somebody's example."""
+
+
+class ConfigError(Exception):
+    """The environment cannot be used as it is.
+
+    `faults` holds one sentence per fault, so that an operator mends them all in one go.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
+        super().__init__("Cannot start:\n" + "\n".join(f"- {fault}" for fault in faults))
+
+
+class Url(fields.String):
+    """An absolute URL with one of `schemes`."""
+
+    def __init__(self, schemes: tuple[str, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.schemes = schemes
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        url = str(super()._deserialize(value, attr, data, **kwargs))
+        try:
+            scheme = urlsplit(url).scheme
+        except ValueError as error:
+            raise ValidationError("is not a URL") from error
+        if scheme not in self.schemes:
+            raise ValidationError(f"must begin with {' or '.join(f'{name}://' for name in self.schemes)}")
+        return url
+
+
+class Count(fields.Integer):
+    """A whole number of at least `least`, at most `most`."""
+
+    default_error_messages = {"invalid": "must be a whole number"}
+
+    def __init__(self, default: int, least: int = 1, most: int = 2**31 - 1) -> None:
+        message = f"must be a whole number from {least} to {most}"
+        super().__init__(load_default=default, validate=Range(least, most, error=message))
+
+
+def _one_of(*choices: str) -> OneOf:
+    return OneOf(choices, error="must be one of {choices}")
+
+
+class SettingsSchema(Schema):
+    """Every name the system reads from the environment, with its default."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    APP_ENV = fields.String(load_default="production", validate=_one_of("development", "production"))
+    HOST = fields.String(load_default=None)
+    PORT = Count(5000, most=65535)
+    PUBLIC_URL = Url(("http", "https"), load_default=None)
+
+    DATABASE_URL = Url(("postgresql", "postgres", "postgresql+psycopg2"), load_default=None)
+    DATABASE_DIRECT_URL = Url(("postgresql", "postgres", "postgresql+psycopg2"), load_default=None)
+    REDIS_URL = Url(("redis", "rediss", "unix"), load_default=None)
+    CACHE_REDIS_URL = Url(("redis", "rediss", "unix"), load_default=None)
+    RATE_LIMIT_REDIS_URL = Url(("redis", "rediss", "unix"), load_default=None)
+
+    JWT_SECRET = fields.String(load_default=None)
+    JWT_ACCESS_TTL_SECONDS = Count(3600)
+    JWT_REFRESH_TTL_SECONDS = Count(30 * 24 * 3600)
+    OTP_DELIVERY = fields.String(load_default=None, validate=_one_of("echo", "webhook"))
+    OTP_WEBHOOK_URL = Url(("http", "https"), load_default=None)
+    OTP_WEBHOOK_SECRET = fields.String(load_default=None)
+
+    GEMINI_API_KEY = fields.String(load_default=None)
+    GEMINI_API_ENDPOINT = Url(("http", "https"), load_default=None)
+    GEMINI_MODEL = fields.String(load_default="gemini-3.5-flash")
+    GEMINI_TIMEOUT_SECONDS = Count(60)
+    REPLY_MAX_ATTEMPTS = Count(5, most=100)
+    REPLY_ATTEMPT_SECONDS = Count(120)
+    REPLY_MAX_AGE_SECONDS = Count(3600)
+
+    BASIC_DAILY_PROMPTS = Count(5, least=0)
+    RATE_LIMIT_WINDOW_MS = Count(900_000, least=1000)
+    RATE_LIMIT_MAX_REQUESTS = Count(100)
+
+    LOG_LEVEL = fields.String(load_default="info", validate=_one_of("debug", "info", "warning", "error"))
+    WEB_CONCURRENCY = Count(2, most=1024)
+    WEB_THREADS = Count(16, most=1024)
+    WORKER_PROCESSES = Count(1, most=1024)
+    WORKER_THREADS = Count(32, most=4096)
+
+    @pre_load
+    def drop_empty(self, environ: Mapping[str, str], **kwargs: Any) -> dict[str, str]:
+        """Take a name set to nothing for one that is not set, as `NAME=` in a compose file means."""
+        return {name: value.strip() for name, value in environ.items() if value.strip()}
+
+    @validates_schema(skip_on_field_errors=False)
+    def check_needed(self, settings: dict[str, Any], **kwargs: Any) -> None:
+        """Name what must be set and is not."""
+        faults = {}
+        hint = "is not set (in development `make run` starts one and leaves its address for `flask` commands)"
+        for name in ("DATABASE_URL", "REDIS_URL"):
+            if settings.get(name, "") is None:
+                faults[name] = hint
+        if settings.get("OTP_DELIVERY") == "webhook":
+            for name in ("OTP_WEBHOOK_URL", "OTP_WEBHOOK_SECRET"):
+                if settings.get(name, "") is None:
+                    faults[name] = "is not set, but OTP_DELIVERY is webhook"
+        if faults:
+            raise ValidationError(faults)
+
+    @validates_schema(skip_on_field_errors=False)
+    def check_production(self, settings: dict[str, Any], **kwargs: Any) -> None:
+        """Name what would be unsafe outside development."""
+        if settings.get("APP_ENV") != "production":
+            return
+        faults = {}
+        if settings.get("OTP_DELIVERY", "") is None:
+            faults["OTP_DELIVERY"] = "is not set; production needs webhook"
+        elif settings.get("OTP_DELIVERY") == "echo":
+            faults["OTP_DELIVERY"] = "is echo, which hands sign-in codes to whoever asks; production needs webhook"
+        if settings["GEMINI_API_KEY"] is None:
+            faults["GEMINI_API_KEY"] = "is not set"
+        secret = settings["JWT_SECRET"] or ""
+        if not secret:
+            faults["JWT_SECRET"] = "is not set"
+        elif secret.lower().startswith(WELL_KNOWN_SECRETS) or len(set(secret)) < 8:
+            faults["JWT_SECRET"] = "is a well-known or trivial one; make one with `openssl rand -base64 48`"
+        elif len(secret.encode()) < MIN_SECRET_BYTES:
+            faults["JWT_SECRET"] = f"is shorter than {MIN_SECRET_BYTES} bytes"
+        if faults:
+            raise ValidationError(faults)
+
+
+def load_environment() -> dict[str, str]:
+    """Return the environment, completed from `.env` and, in development, from what `make run` has started.
+
+    What is set in the environment wins over `.env`, and both win over `.data/services.env`, which
+    `make run` writes while its embedded servers are up, so that `flask` commands reach them.
+    """
+    environ = {name: value for name, value in dotenv_values(ROOT / ".env").items() if value is not None}
+    environ.update(os.environ)
+    if environ.get("APP_ENV") == "development":
+        for name, value in dotenv_values(DATA_DIR / "services.env").items():
+            if not environ.get(name):
+                environ[name] = value or ""
+    return environ
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the settings that `environ` (default: the process's) asks for, by their environment names.
+
+    Raises `ConfigError` with every fault there is.
+    """
+    schema = SettingsSchema()
+    try:
+        settings: dict[str, Any] = schema.load(load_environment() if environ is None else environ)
+    except ValidationError as error:
+        raise ConfigError(_sentences(error)) from None
+    settings["DATABASE_URL"] = sqlalchemy_url(settings["DATABASE_URL"])
+    settings["DATABASE_DIRECT_URL"] = sqlalchemy_url(settings["DATABASE_DIRECT_URL"] or settings["DATABASE_URL"])
+    settings["CACHE_REDIS_URL"] = settings["CACHE_REDIS_URL"] or settings["REDIS_URL"]
+    settings["RATE_LIMIT_REDIS_URL"] = settings["RATE_LIMIT_REDIS_URL"] or settings["REDIS_URL"]
+    if settings["APP_ENV"] == "development":
+        settings["JWT_SECRET"] = settings["JWT_SECRET"] or development_secret()
+        settings["OTP_DELIVERY"] = settings["OTP_DELIVERY"] or "echo"
+    settings["HOST"] = settings["HOST"] or ("127.0.0.1" if settings["APP_ENV"] == "development" else "0.0.0.0")  # noqa: S104 - a container's address is not known beforehand
+    return settings
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    messages = error.normalized_messages()
+    return [
+        f"{name} {message.rstrip('.')}."
+        for name, texts in sorted(messages.items())
+        for message in ([texts] if isinstance(texts, str) else texts)
+    ]
+
+
+def sqlalchemy_url(url: str) -> str:
+    """Name the driver in a PostgreSQL URL: without it SQLAlchemy 2.1 looks for psycopg 3."""
+    for prefix in ("postgres://", "postgresql://"):
+        if url.startswith(prefix):
+            return "postgresql+psycopg2://" + url.removeprefix(prefix)
+    return url
+
+
+def development_secret(path: Path = DATA_DIR / "jwt_secret") -> str:
+    """Return this checkout's own secret, made at the first call and kept in a file only its owner can read."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_urlsafe(48))
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass  # Another process was first, and its secret counts.
+        finally:
+            draft.unlink()
+    return path.read_text()
