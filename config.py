@@ -19,6 +19,8 @@ DATA_DIR = ROOT / ".data"
 MIN_SECRET_BYTES = 32
 """RFC 7518, section 3.2: an HS256 key is at least as long as its hash."""
 
+MIN_DISTINCT_CHARACTERS = 8
+
 WELL_KNOWN_SECRETS = ("secret", "changeme", "change-me", "your-", "your_", "jwt-secret", "jwt_secret", "example")
 """How secrets begin that were copied from somebody's example."""
 
@@ -55,11 +57,11 @@ class Url(fields.String):
 class Count(fields.Integer):
     """A whole number of at least `least`, at most `most`."""
 
-    default_error_messages = {"invalid": "must be a whole number"}
-
     def __init__(self, default: int, least: int = 1, most: int = 2**31 - 1) -> None:
         message = f"must be a whole number from {least} to {most}"
-        super().__init__(load_default=default, validate=Range(least, most, error=message))
+        super().__init__(
+            load_default=default, validate=Range(least, most, error=message), error_messages={"invalid": message}
+        )
 
 
 def _one_of(*choices: str) -> OneOf:
@@ -102,6 +104,10 @@ class SettingsSchema(Schema):
     RATE_LIMIT_WINDOW_MS = Count(900_000, least=1000)
     RATE_LIMIT_MAX_REQUESTS = Count(100)
 
+    STAND_INS = fields.String(
+        load_default="", metadata={"description": "Set by `make run`: what is not the real thing"}
+    )
+
     LOG_LEVEL = fields.String(load_default="info", validate=_one_of("debug", "info", "warning", "error"))
     WEB_CONCURRENCY = Count(2, most=1024)
     WEB_THREADS = Count(16, most=1024)
@@ -109,18 +115,14 @@ class SettingsSchema(Schema):
     WORKER_THREADS = Count(32, most=4096)
 
     @pre_load
-    def drop_empty(self, environ: Mapping[str, str], **kwargs: Any) -> dict[str, str]:
+    def drop_empty(self, environ: Mapping[str, str], **_options: Any) -> dict[str, str]:
         """Take a name set to nothing for one that is not set, as `NAME=` in a compose file means."""
         return {name: value.strip() for name, value in environ.items() if value.strip()}
 
     @validates_schema(skip_on_field_errors=False)
-    def check_needed(self, settings: dict[str, Any], **kwargs: Any) -> None:
+    def check_needed(self, settings: dict[str, Any], **_options: Any) -> None:
         """Name what must be set and is not."""
         faults = {}
-        hint = "is not set (in development `make run` starts one and leaves its address for `flask` commands)"
-        for name in ("DATABASE_URL", "REDIS_URL"):
-            if settings.get(name, "") is None:
-                faults[name] = hint
         if settings.get("OTP_DELIVERY") == "webhook":
             for name in ("OTP_WEBHOOK_URL", "OTP_WEBHOOK_SECRET"):
                 if settings.get(name, "") is None:
@@ -129,26 +131,34 @@ class SettingsSchema(Schema):
             raise ValidationError(faults)
 
     @validates_schema(skip_on_field_errors=False)
-    def check_production(self, settings: dict[str, Any], **kwargs: Any) -> None:
+    def check_production(self, settings: dict[str, Any], **_options: Any) -> None:
         """Name what would be unsafe outside development."""
         if settings.get("APP_ENV") != "production":
             return
-        faults = {}
+        faults = {
+            name: "is not set"
+            for name in ("DATABASE_URL", "REDIS_URL", "GEMINI_API_KEY")
+            if settings.get(name, "") is None
+        }
         if settings.get("OTP_DELIVERY", "") is None:
             faults["OTP_DELIVERY"] = "is not set; production needs webhook"
         elif settings.get("OTP_DELIVERY") == "echo":
             faults["OTP_DELIVERY"] = "is echo, which hands sign-in codes to whoever asks; production needs webhook"
-        if settings["GEMINI_API_KEY"] is None:
-            faults["GEMINI_API_KEY"] = "is not set"
         secret = settings["JWT_SECRET"] or ""
-        if not secret:
-            faults["JWT_SECRET"] = "is not set"
-        elif secret.lower().startswith(WELL_KNOWN_SECRETS) or len(set(secret)) < 8:
-            faults["JWT_SECRET"] = "is a well-known or trivial one; make one with `openssl rand -base64 48`"
-        elif len(secret.encode()) < MIN_SECRET_BYTES:
-            faults["JWT_SECRET"] = f"is shorter than {MIN_SECRET_BYTES} bytes"
+        if fault := _fault_of_secret(secret):
+            faults["JWT_SECRET"] = fault
         if faults:
             raise ValidationError(faults)
+
+
+def _fault_of_secret(secret: str) -> str | None:
+    if not secret:
+        return "is not set"
+    if secret.lower().startswith(WELL_KNOWN_SECRETS) or len(set(secret)) < MIN_DISTINCT_CHARACTERS:
+        return "is a well-known or trivial one; make one with `openssl rand -base64 48`"
+    if len(secret.encode()) < MIN_SECRET_BYTES:
+        return f"is shorter than {MIN_SECRET_BYTES} bytes; make one with `openssl rand -base64 48`"
+    return None
 
 
 def load_environment() -> dict[str, str]:
@@ -176,19 +186,23 @@ def load_settings(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
         settings: dict[str, Any] = schema.load(load_environment() if environ is None else environ)
     except ValidationError as error:
         raise ConfigError(_sentences(error)) from None
-    settings["DATABASE_URL"] = sqlalchemy_url(settings["DATABASE_URL"])
-    settings["DATABASE_DIRECT_URL"] = sqlalchemy_url(settings["DATABASE_DIRECT_URL"] or settings["DATABASE_URL"])
-    settings["CACHE_REDIS_URL"] = settings["CACHE_REDIS_URL"] or settings["REDIS_URL"]
-    settings["RATE_LIMIT_REDIS_URL"] = settings["RATE_LIMIT_REDIS_URL"] or settings["REDIS_URL"]
     if settings["APP_ENV"] == "development":
+        # Where `make run` is not up, these lead nowhere, and the error of whoever connects says so.
+        settings["DATABASE_URL"] = settings["DATABASE_URL"] or f"postgresql://postgres@/postgres?host={DATA_DIR}"
+        settings["REDIS_URL"] = settings["REDIS_URL"] or f"unix://{DATA_DIR}/valkey.sock"
         settings["JWT_SECRET"] = settings["JWT_SECRET"] or development_secret()
         settings["OTP_DELIVERY"] = settings["OTP_DELIVERY"] or "echo"
+    settings["DATABASE_URL"] = sqlalchemy_url(settings["DATABASE_URL"])
+    settings["DATABASE_DIRECT_URL"] = sqlalchemy_url(settings["DATABASE_DIRECT_URL"] or settings["DATABASE_URL"])
+    settings["STAND_INS"] = [name.strip() for name in settings["STAND_INS"].split(",") if name.strip()]
+    settings["CACHE_REDIS_URL"] = settings["CACHE_REDIS_URL"] or settings["REDIS_URL"]
+    settings["RATE_LIMIT_REDIS_URL"] = settings["RATE_LIMIT_REDIS_URL"] or settings["REDIS_URL"]
     settings["HOST"] = settings["HOST"] or ("127.0.0.1" if settings["APP_ENV"] == "development" else "0.0.0.0")  # noqa: S104 - a container's address is not known beforehand
     return settings
 
 
 def _sentences(error: ValidationError) -> list[str]:
-    messages = error.normalized_messages()
+    messages: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]
     return [
         f"{name} {message.rstrip('.')}."
         for name, texts in sorted(messages.items())

@@ -1,0 +1,122 @@
+"""The application factory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask
+
+from chatapi import cli, observability, openapi, parsing, security
+from chatapi.auth.routes import blueprint as auth
+from chatapi.auth.tokens import configure_jwt, identify_caller, require_user
+from chatapi.broker import check_eviction_policy, init_broker
+from chatapi.chatrooms.routes import blueprint as chatrooms
+from chatapi.errors import register_error_handlers
+from chatapi.extensions import REDIS_OPTIONS, JSONCacheSerializer, api, cache, db, jwt, migrate
+from chatapi.logs import configure_logging
+from chatapi.users.routes import blueprint as users
+from config import ROOT, ConfigError, load_settings
+
+PUBLIC = (observability.blueprint, auth)
+PROTECTED = (users, chatrooms)
+"""Every route of these needs a good token; a route in a new blueprint is one or the other, and it is said here."""
+
+MIGRATIONS = ROOT / "migrations"
+
+STATEMENT_TIMEOUT_MS = 10_000
+LOCK_TIMEOUT_MS = 5_000
+IDLE_TRANSACTION_TIMEOUT_MS = 30_000
+
+
+def create_app(environ: Mapping[str, str] | None = None) -> Flask:
+    """Return the application that `environ` (default: the process's environment) describes.
+
+    Raises `ConfigError` naming every fault of the environment.
+    """
+    settings = load_settings(environ)
+    app = Flask(__name__)
+    app.config.from_mapping(settings)
+    app.config.from_mapping(_framework_settings(settings))
+    configure_logging(settings["LOG_LEVEL"], as_json=settings["APP_ENV"] == "production")
+    _init_extensions(app)
+    _register_routes(app)
+    cli.register_commands(app)
+    if settings["APP_ENV"] == "production" and (fault := check_eviction_policy(app)):
+        raise ConfigError([fault])
+    return app
+
+
+def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what Flask and its extensions want to be told, in their own names."""
+    revisions = observability.read_revisions(MIGRATIONS)
+    window_seconds = settings["RATE_LIMIT_WINDOW_MS"] // 1000
+    return {
+        "MAX_CONTENT_LENGTH": security.MAX_BODY_BYTES,
+        "SQLALCHEMY_DATABASE_URI": settings["DATABASE_URL"],
+        "SQLALCHEMY_ENGINE_OPTIONS": {
+            "pool_pre_ping": True,
+            "pool_timeout": 5,
+            "pool_size": 10,
+            "max_overflow": 10,
+            # Errors go to logs, and parameters are prompts, numbers and hashes.
+            "hide_parameters": True,
+            "connect_args": {
+                "connect_timeout": 3,
+                "application_name": "chatapi",
+                "options": (
+                    f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
+                    f" -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_TIMEOUT_MS}"
+                ),
+            },
+        },
+        "CACHE_TYPE": "RedisCache",
+        "CACHE_REDIS_URL": settings["CACHE_REDIS_URL"],
+        "CACHE_KEY_PREFIX": "chatapi:cache:",
+        "CACHE_SERIALIZER": JSONCacheSerializer,
+        "CACHE_OPTIONS": dict(REDIS_OPTIONS),
+        "RATELIMIT_STORAGE_URI": settings["RATE_LIMIT_REDIS_URL"].replace("unix://", "redis+unix://"),
+        "RATELIMIT_STORAGE_OPTIONS": {**REDIS_OPTIONS, "key_prefix": "chatapi:limits"},
+        "RATELIMIT_APPLICATION": f"{settings['RATE_LIMIT_MAX_REQUESTS']} per {window_seconds} second",
+        "RATELIMIT_STRATEGY": "fixed-window",
+        "RATELIMIT_HEADERS_ENABLED": True,
+        "RATELIMIT_HEADER_RETRY_AFTER": security.LIMITER_RETRY_AFTER,
+        "RATELIMIT_IN_MEMORY_FALLBACK_ENABLED": True,
+        "API_TITLE": "chatapi",
+        "API_VERSION": observability.API_VERSION,
+        "OPENAPI_VERSION": "3.1.0",
+        "OPENAPI_URL_PREFIX": "/",
+        "OPENAPI_JSON_PATH": "openapi.json",
+        "API_SPEC_OPTIONS": openapi.SPEC_OPTIONS,
+        "KNOWN_REVISIONS": revisions.known,
+        "HEAD_REVISION": revisions.head,
+        **configure_jwt(dict(settings)),
+    }
+
+
+def _init_extensions(app: Flask) -> None:
+    db.init_app(app)
+    migrate.init_app(app, db, directory=str(MIGRATIONS))
+    jwt.init_app(app)
+    cache.init_app(app)
+    init_broker(app)
+
+
+def _register_routes(app: Flask) -> None:
+    """Register what happens around a request, in its order, and the blueprints.
+
+    The limiter comes after the caller is known, whose budget it charges, and before anything that costs.
+    """
+    app.before_request(observability.begin_request)
+    app.after_request(observability.end_request)
+    app.before_request(identify_caller)
+    security.init_limits(app)
+    app.before_request(parsing.refuse_unknown_query)
+    register_error_handlers(app)
+    api.init_app(app)
+    app.add_url_rule("/docs/assets/<path:filename>", "swagger_ui", observability.swagger_ui)
+    for blueprint in PROTECTED:
+        app.before_request_funcs.setdefault(blueprint.name, []).append(require_user)
+    for blueprint in (*PUBLIC, *PROTECTED):
+        api.register_blueprint(blueprint)
+    openapi.complete_spec(api.spec, {blueprint.name for blueprint in PROTECTED})

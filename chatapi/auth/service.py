@@ -1,0 +1,113 @@
+"""Signing up and signing in."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import timedelta
+from http import HTTPStatus
+
+from argon2 import PasswordHasher
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from chatapi.auth.delivery import Dispatched, dispatch
+from chatapi.auth.models import Signup, User
+from chatapi.auth.otp import Purpose, claim_code, make_code
+from chatapi.auth.tokens import hash_token
+from chatapi.errors import BadRequestError, ChatAPIError
+from chatapi.extensions import db
+from chatapi.ids import uuid7
+from chatapi.keys import hash_number
+
+SIGNUP_TTL_SECONDS = 24 * 3600
+
+_password_hasher = PasswordHasher()
+
+
+class AlreadyRegisteredError(ChatAPIError):
+    """The number is somebody's already."""
+
+    status = HTTPStatus.CONFLICT
+    slug = "already_registered"
+    message = "This mobile number is already registered"
+
+
+class InvalidOtpError(BadRequestError):
+    """One answer for a code that is wrong, expired, used, superseded or out of tries."""
+
+    slug = "invalid_otp"
+    message = "The code is not valid, ask for a new one"
+
+
+def sign_up(mobile_number: str, name: str | None, email: str | None, password: str | None) -> tuple[User, str]:
+    """Note a sign-up; return the account it is for, and the token that proves who asked for it.
+
+    E-mail and password wait until verify-otp brings that token with a code of the number, so signing up a
+    stranger's number gains nothing. Raises `AlreadyRegisteredError` once the number is verified.
+    """
+    user = _ensure_user(mobile_number)
+    if user.verified_at is not None:
+        raise AlreadyRegisteredError
+    user.name = name or user.name
+    token = secrets.token_urlsafe(32)
+    db.session.add(
+        Signup(
+            token_hash=hash_token(token),
+            user_id=user.id,
+            name=name,
+            email=email,
+            password_hash=_password_hasher.hash(password) if password else None,
+            expires_at=func.now() + timedelta(seconds=SIGNUP_TTL_SECONDS),
+        )
+    )
+    return user, token
+
+
+def request_otp(mobile_number: str, purpose: Purpose) -> Dispatched:
+    """Make a code and hand it over for delivery, whether or not the number is registered."""
+    return dispatch(mobile_number, purpose, make_code(mobile_number, purpose))
+
+
+def verify_otp(mobile_number: str, code: str, purpose: Purpose, signup_token: str | None) -> User | None:
+    """Return the account that the code signs in to, made if there was none; None if the code is no good.
+
+    None must be committed like a success, as the try counts; then answer `InvalidOtpError`.
+    """
+    if not claim_code(mobile_number, purpose, code):
+        return None
+    user = _ensure_user(mobile_number)
+    if user.disabled_at is not None:
+        return None
+    if user.verified_at is None:
+        user.verified_at = func.now()
+        _complete_signup(user, signup_token)
+    return user
+
+
+def _ensure_user(mobile_number: str) -> User:
+    """Return the number's account, locked, made first if need be."""
+    values = {"id": uuid7(), "mobile_number": mobile_number, "number_hash": hash_number(mobile_number)}
+    db.session.execute(insert(User).values(values).on_conflict_do_nothing(index_elements=["mobile_number"]))
+    return db.session.scalars(
+        select(User)
+        .where(User.mobile_number == mobile_number)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).one()
+
+
+def _complete_signup(user: User, signup_token: str | None) -> None:
+    """Give the account what its own sign-up asked for, and forget all sign-ups for it."""
+    if signup_token is not None:
+        signup = db.session.scalars(
+            select(Signup).where(
+                Signup.user_id == user.id,
+                Signup.token_hash == hash_token(signup_token),
+                Signup.expires_at > func.now(),
+            )
+        ).one_or_none()
+        if signup is not None:
+            user.name = signup.name or user.name
+            user.email = signup.email
+            user.password_hash = signup.password_hash
+    db.session.execute(delete(Signup).where(Signup.user_id == user.id))

@@ -1,0 +1,129 @@
+"""Access and refresh tokens, and who is calling."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from flask import current_app, g, request
+from flask_jwt_extended import create_access_token, get_jwt, verify_jwt_in_request
+from flask_jwt_extended.exceptions import JWTExtendedException
+from jwt import PyJWTError
+from sqlalchemy import func, select
+
+from chatapi.auth.models import RefreshToken, User
+from chatapi.errors import UnauthorizedError
+from chatapi.extensions import db
+from chatapi.ids import uuid7
+from chatapi.security import client_network
+
+ISSUER = "chatapi"
+SESSION_VERSION_CLAIM = "sv"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a sign-in hands out; `expires_in` is the access token's life in seconds."""
+
+    token: str
+    refresh_token: str
+    expires_in: int
+
+
+@dataclass(frozen=True)
+class CurrentUser:
+    """The caller, as the database knows them at this request: nothing here comes from the token but the id."""
+
+    id: UUID
+    is_pro: bool
+    rooms_version: int
+
+
+def configure_jwt(config: dict[str, Any]) -> dict[str, Any]:
+    """Return flask-jwt-extended's settings: HS256, in the Authorization header, bound to issuer and audience."""
+    return {
+        "JWT_SECRET_KEY": config["JWT_SECRET"],
+        "JWT_ALGORITHM": "HS256",
+        "JWT_TOKEN_LOCATION": ["headers"],
+        "JWT_ACCESS_TOKEN_EXPIRES": timedelta(seconds=config["JWT_ACCESS_TTL_SECONDS"]),
+        "JWT_ENCODE_ISSUER": ISSUER,
+        "JWT_DECODE_ISSUER": ISSUER,
+        "JWT_ENCODE_AUDIENCE": ISSUER,
+        "JWT_DECODE_AUDIENCE": ISSUER,
+    }
+
+
+def issue_tokens(user: User) -> Tokens:
+    """Begin a session: return an access token and store a refresh token as the first of its family."""
+    refresh_token = secrets.token_urlsafe(32)
+    db.session.add(
+        RefreshToken(
+            user_id=user.id,
+            family_id=uuid7(),
+            token_hash=hash_token(refresh_token),
+            expires_at=func.now() + timedelta(seconds=current_app.config["JWT_REFRESH_TTL_SECONDS"]),
+        )
+    )
+    return Tokens(
+        token=create_access_token(str(user.id), additional_claims={SESSION_VERSION_CLAIM: user.session_version}),
+        refresh_token=refresh_token,
+        expires_in=current_app.config["JWT_ACCESS_TTL_SECONDS"],
+    )
+
+
+def hash_token(token: str) -> bytes:
+    """Return what is stored of a random token: 256 random bits need no salt and no stretching."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def identify_caller() -> None:
+    """Read the request's token, if it is good, and say whose request budget the request is charged to.
+
+    To be called before each request, ahead of the limiter. It refuses nobody: `require_user` does.
+    """
+    g.claims = _read_claims()
+    g.rate_limit_key = f"user:{g.claims['sub']}" if g.claims else f"ip:{client_network(request.remote_addr)}"
+
+
+def require_user() -> None:
+    """Let the request pass if its token is good and its account still is, else answer 401."""
+    if g.claims is None:
+        raise UnauthorizedError
+    row = db.session.execute(
+        select(
+            User.disabled_at,
+            User.session_version,
+            User.rooms_version,
+            func.coalesce(User.pro_until > func.now(), False).label("is_pro"),
+        ).where(User.id == g.claims["sub"])
+    ).one_or_none()
+    if row is None or row.disabled_at is not None or row.session_version != g.claims[SESSION_VERSION_CLAIM]:
+        raise UnauthorizedError
+    g.user = CurrentUser(UUID(g.claims["sub"]), row.is_pro, row.rooms_version)
+
+
+def current_user() -> CurrentUser:
+    """Return who is calling; only on protected routes."""
+    user: CurrentUser = g.user
+    return user
+
+
+def _read_claims() -> dict[str, Any] | None:
+    """Return the claims of a good access token, else None.
+
+    The library lets tokens without `exp` or with a made-up `type` pass, so what must be there is checked here.
+    """
+    if "Authorization" not in request.headers:
+        return None
+    try:
+        verify_jwt_in_request()
+        claims: dict[str, Any] = get_jwt()
+        UUID(claims["sub"])
+    except (JWTExtendedException, PyJWTError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    is_access = claims.get("type") == "access" and "exp" in claims and "jti" in claims
+    return claims if is_access and isinstance(claims.get(SESSION_VERSION_CLAIM), int) else None

@@ -1,0 +1,146 @@
+"""Chatrooms: made, listed, read, changed, deleted; always their owner's only."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, func, select, tuple_, update
+
+from chatapi.auth.models import User
+from chatapi.chatrooms.models import Chatroom, Message
+from chatapi.errors import NotFoundError, ValidationFailedError
+from chatapi.extensions import db
+from chatapi.ids import parse_id, uuid7
+from chatapi.schemas import rfc3339
+
+
+@dataclass(frozen=True)
+class ChatroomPage:
+    """A page of a user's chatrooms and the cursor of the next, None on the last."""
+
+    chatrooms: Sequence[Chatroom]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class MessagePage:
+    """A page of a room's messages in their order, and whether there are older ones."""
+
+    messages: Sequence[Message]
+    has_more: bool
+
+
+def create_chatroom(user_id: UUID, **fields: Any) -> Chatroom:
+    """Make a chatroom of the user."""
+    touch_rooms(user_id)
+    chatroom = Chatroom(id=uuid7(), user_id=user_id, **fields)
+    db.session.add(chatroom)
+    db.session.flush()
+    db.session.refresh(chatroom)
+    return chatroom
+
+
+def list_chatrooms(user_id: UUID, limit: int, cursor: str | None) -> ChatroomPage:
+    """Return up to `limit` chatrooms, the one with the newest message (else the newest made) first.
+
+    Raises `ValidationFailedError` for a cursor that is not one of ours.
+    """
+    query = select(Chatroom).where(Chatroom.user_id == user_id)
+    if cursor is not None:
+        query = query.where(tuple_(Chatroom.activity_at, Chatroom.id) < tuple_(*_parse_cursor(cursor)))
+    query = query.order_by(Chatroom.activity_at.desc(), Chatroom.id.desc()).limit(limit + 1)
+    rooms = db.session.scalars(query).all()
+    more = len(rooms) > limit
+    return ChatroomPage(rooms[:limit], _cursor_of(rooms[limit - 1]) if more else None)
+
+
+def find_chatroom(user_id: UUID, chatroom_id: str) -> Chatroom:
+    """Return the user's chatroom of that id.
+
+    Raises `NotFoundError` when it is malformed, unknown or somebody else's: nobody can tell which.
+    """
+    room = db.session.scalars(
+        select(Chatroom).where(Chatroom.id == parse_id(chatroom_id, "Chatroom"), Chatroom.user_id == user_id)
+    ).one_or_none()
+    if room is None:
+        raise NotFoundError("Chatroom not found")
+    return room
+
+
+def list_messages(room: Chatroom, limit: int, before: str | None) -> MessagePage:
+    """Return the newest `limit` messages of the room before the message `before`, in their order."""
+    query = select(Message).where(Message.room_id == room.id)
+    if before is not None:
+        query = query.where(Message.seq < find_message(room, before).seq)
+    newest = db.session.scalars(query.order_by(Message.seq.desc()).limit(limit + 1)).all()
+    return MessagePage(newest[:limit][::-1], has_more=len(newest) > limit)
+
+
+def find_message(room: Chatroom, message_id: str) -> Message:
+    """Return the room's message of that id, or raise `NotFoundError`."""
+    message = db.session.scalars(
+        select(Message).where(Message.id == parse_id(message_id, "Message"), Message.room_id == room.id)
+    ).one_or_none()
+    if message is None:
+        raise NotFoundError("Message not found")
+    return message
+
+
+def update_chatroom(user_id: UUID, chatroom_id: str, fields: dict[str, Any]) -> Chatroom:
+    """Change what `fields` names and return the chatroom."""
+    room_id = parse_id(chatroom_id, "Chatroom")
+    touch_rooms(user_id)
+    room = db.session.scalars(
+        update(Chatroom)
+        .where(Chatroom.id == room_id, Chatroom.user_id == user_id)
+        .values(**fields, updated_at=func.now())
+        .returning(Chatroom)
+    ).one_or_none()
+    if room is None:
+        raise NotFoundError("Chatroom not found")
+    return room
+
+
+def delete_chatroom(user_id: UUID, chatroom_id: str) -> None:
+    """Delete the chatroom with its messages and whatever reply is under way in it."""
+    room_id = parse_id(chatroom_id, "Chatroom")
+    touch_rooms(user_id)
+    deleted = db.session.execute(
+        delete(Chatroom).where(Chatroom.id == room_id, Chatroom.user_id == user_id).returning(Chatroom.id)
+    ).one_or_none()
+    if deleted is None:
+        raise NotFoundError("Chatroom not found")
+
+
+def fields_of(room: Chatroom) -> dict[str, Any]:
+    """Return the columns of a chatroom by their names."""
+    return {column.key: getattr(room, column.key) for column in Chatroom.__table__.columns}
+
+
+def touch_rooms(user_id: UUID) -> None:
+    """Make every cached list of the user's rooms outdated. Locks the user's row, which comes first in the order."""
+    db.session.execute(
+        update(User)
+        .where(User.id == user_id)
+        .values(rooms_version=User.rooms_version + 1)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _cursor_of(room: Chatroom) -> str:
+    return base64.urlsafe_b64encode(f"{rfc3339(room.activity_at)} {room.id}".encode()).decode().rstrip("=")
+
+
+def _parse_cursor(cursor: str) -> tuple[datetime, UUID]:
+    try:
+        text = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        time, _, room_id = text.decode("ascii").partition(" ")
+        return datetime.fromisoformat(time), UUID(room_id)
+    except (ValueError, binascii.Error):
+        raise ValidationFailedError(errors={"cursor": ["Not a cursor of this list."]}) from None

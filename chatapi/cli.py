@@ -1,0 +1,32 @@
+"""The `flask` commands."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+import click
+from flask import Flask
+from flask.cli import with_appcontext
+
+from chatapi.replies.sweeper import run_sweeper
+
+
+@click.command("sweeper")
+@with_appcontext
+def sweeper() -> None:
+    """Ring again for due work that Redis or a dead worker forgot. Runs until it is stopped."""
+    stop = threading.Event()
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    run_sweeper(stop)
+
+
+def register_commands(app: Flask) -> None:
+    """Add our commands to `flask`."""
+    app.cli.add_command(sweeper)

@@ -1,0 +1,172 @@
+"""The errors this API answers with: a status, a slug for programs, a sentence for people; and the one handler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from flask import Flask, Response, jsonify
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+DATABASE_RETRY_AFTER_SECONDS = 2
+
+log = structlog.get_logger(__name__)
+
+_SLUGS = {
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "payload_too_large",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "internal_error",
+}
+_SENTENCES = {
+    HTTPStatus.NOT_FOUND: "There is nothing at this address",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that method",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large",
+    HTTPStatus.BAD_REQUEST: "The request could not be understood",
+}
+
+
+class ChatAPIError(Exception):
+    """An answer other than success. Raised by services, turned into the one envelope at the edge.
+
+    `status` is the HTTP status, `slug` the stable name a program may switch on, `extra` further members of the
+    envelope, and `retry_after` whole seconds for the header of that name.
+    """
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    slug = "internal_error"
+    message = "Something went wrong on our side"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        errors: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        self.message = message or self.message
+        self.errors = errors
+        self.extra = extra or {}
+        self.retry_after = retry_after
+        super().__init__(self.message)
+
+
+class BadRequestError(ChatAPIError):
+    """The request cannot be read, or not be done."""
+
+    status = HTTPStatus.BAD_REQUEST
+    slug = "bad_request"
+    message = "The request could not be understood"
+
+
+class UnauthorizedError(ChatAPIError):
+    """No token, or not a good one."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    slug = "unauthorized"
+    message = "Sign in first: a valid access token is needed"
+
+
+class NotFoundError(ChatAPIError):
+    """What was asked for is not there, or not the caller's: one answer for both."""
+
+    status = HTTPStatus.NOT_FOUND
+    slug = "not_found"
+    message = "Not found"
+
+
+class UnsupportedMediaTypeError(ChatAPIError):
+    """The body is not plain JSON."""
+
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    slug = "unsupported_media_type"
+    message = "Send the body as application/json, without Content-Encoding"
+
+
+class ValidationFailedError(ChatAPIError):
+    """The request is well formed, but not valid; `errors` maps fields to what is wrong with them."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    slug = "validation_failed"
+    message = "The request is not valid"
+
+
+class RateLimitedError(ChatAPIError):
+    """Too many requests."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    slug = "rate_limited"
+    message = "Too many requests, try again later"
+
+
+class ServiceUnavailableError(ChatAPIError):
+    """Something we need is away; trying again is safe."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    slug = "service_unavailable"
+    message = "The service is not available right now, try again shortly"
+
+
+def envelope(error: ChatAPIError) -> dict[str, Any]:
+    """Return the body that every error of this API has."""
+    status = HTTPStatus(error.status)
+    body: dict[str, Any] = {
+        "code": status.value,
+        "status": status.phrase,
+        "error": error.slug,
+        "message": error.message,
+        **error.extra,
+    }
+    if error.errors is not None:
+        body["errors"] = error.errors
+    return body
+
+
+def answer(error: ChatAPIError) -> Response:
+    """Return the response that says `error`."""
+    response = jsonify(envelope(error))
+    response.status_code = int(error.status)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(error.retry_after)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Answer every error in the one envelope, whoever raises it."""
+    app.register_error_handler(ChatAPIError, answer)
+    app.register_error_handler(HTTPException, _answer_http_exception)
+    app.register_error_handler(DBAPIError, _answer_database_error)
+    app.register_error_handler(PoolTimeoutError, _answer_database_error)
+    app.register_error_handler(Exception, _answer_unexpected)
+
+
+def _answer_http_exception(error: HTTPException) -> Response:
+    """Answer what Flask, Werkzeug or an extension raises; their own headers, such as Allow, stay."""
+    status = HTTPStatus(error.code or 500)
+    known = ChatAPIError(_SENTENCES.get(status, status.phrase + "."))
+    known.status = status
+    known.slug = _SLUGS.get(status, status.phrase.lower().replace(" ", "_").replace("-", "_"))
+    response = answer(known)
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return response
+
+
+def _answer_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
+    """Answer 503 while PostgreSQL is away or too busy: what was asked for was not done, or not surely done."""
+    if not isinstance(error, PoolTimeoutError | OperationalError) and not error.connection_invalidated:
+        return _answer_unexpected(error)
+    log.warning("database_unavailable", reason=type(error).__name__)
+    return answer(ServiceUnavailableError(retry_after=DATABASE_RETRY_AFTER_SECONDS))
+
+
+def _answer_unexpected(error: Exception) -> Response:
+    log.error("unexpected_error", exc_info=error)
+    return answer(ChatAPIError())

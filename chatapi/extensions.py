@@ -1,0 +1,113 @@
+"""The Flask extensions, unbound; `create_app` binds them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from cachelib.serializers import BaseSerializer
+from flask import g, request
+from flask_caching import Cache
+from flask_jwt_extended import JWTManager
+from flask_limiter import Limiter
+from flask_migrate import Migrate
+from flask_smorest import Api
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import MetaData
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase
+
+from chatapi.schemas import ErrorSchema
+
+T = TypeVar("T")
+
+REDIS_BUDGET_SECONDS = 0.3
+"""What one use of Redis may cost a request. Redis is never the truth, so giving it up early loses nothing."""
+
+REDIS_OPTIONS: dict[str, Any] = {
+    "socket_timeout": REDIS_BUDGET_SECONDS,
+    "socket_connect_timeout": REDIS_BUDGET_SECONDS,
+}
+
+MAX_TRANSACTION_ATTEMPTS = 3
+SERIALIZATION_FAILURE = "40001"
+DEADLOCK_DETECTED = "40P01"
+
+
+class Base(DeclarativeBase):
+    """Base of all models; constraints have names, so that migrations can address them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_N_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class JSONCacheSerializer(BaseSerializer):
+    """Keeps cached values as JSON: Flask-Caching's default would unpickle whatever it finds in Redis."""
+
+    def dumps(self, value: Any, *_args: Any, **_kwargs: Any) -> bytes:
+        """Return `value` as JSON."""
+        return json.dumps(value).encode()
+
+    def loads(self, bvalue: bytes | None, *_args: Any, **_kwargs: Any) -> Any:
+        """Return what `bvalue` holds, or None when it is no JSON: somebody else's entry is a miss."""
+        if bvalue is None:
+            return None
+        try:
+            return json.loads(bvalue)
+        except ValueError:
+            return None
+
+
+class EnvelopeApi(Api):  # type: ignore[misc]
+    """flask-smorest's Api, leaving errors to the application's own handlers."""
+
+    ERROR_SCHEMA = ErrorSchema
+
+    def _register_error_handlers(self) -> None:
+        pass
+
+
+def rate_limit_key() -> str:
+    """Return whose budget this request is charged to: the user's, or the address's when anonymous."""
+    key: str = g.get("rate_limit_key") or f"ip:{request.remote_addr}"
+    return key
+
+
+db = SQLAlchemy(metadata=Base.metadata)
+migrate = Migrate()
+jwt = JWTManager()
+limiter = Limiter(key_func=rate_limit_key)
+cache = Cache()
+api = EnvelopeApi()
+
+
+def in_transaction(work: Callable[[], T]) -> T:
+    """Run `work` and commit. A deadlock or serialisation failure repeats the whole of it, three times at most.
+
+    Whatever else `work` raises rolls back and goes on to the caller. `work` may run more than once, so it must
+    do nothing that a rollback does not undo.
+    """
+    attempt = 1
+    while True:
+        try:
+            result = work()
+            db.session.commit()
+        except DBAPIError as error:
+            db.session.rollback()
+            state = getattr(error.orig, "pgcode", None)
+            if state not in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED) or attempt == MAX_TRANSACTION_ATTEMPTS:
+                raise
+            attempt += 1
+        except BaseException:
+            db.session.rollback()
+            raise
+        else:
+            return result

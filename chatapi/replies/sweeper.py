@@ -1,0 +1,74 @@
+"""The sweeper: finds in PostgreSQL what Redis or a dead worker forgot, and rings for it again.
+
+Any number may run, and none leads: each due row goes to one of them (`FOR UPDATE SKIP LOCKED`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import structlog
+from sqlalchemy import delete, func, or_
+from sqlalchemy.exc import SQLAlchemyError
+
+from chatapi.auth.delivery import ring_delivery, take_due_deliveries
+from chatapi.auth.models import OtpCode, RefreshToken, Signup
+from chatapi.broker import is_reachable
+from chatapi.chatrooms.prompts import ring_reply
+from chatapi.extensions import db, in_transaction
+from chatapi.replies.jobs import take_due_jobs
+
+SWEEP_EVERY_SECONDS = 1.0
+CLEAN_EVERY_SECONDS = 60.0
+BATCH = 200
+
+log = structlog.get_logger(__name__)
+
+
+def run_sweeper(stop: threading.Event) -> None:
+    """Sweep every second until `stop` is set. PostgreSQL being away is waited out."""
+    cleaned_at = float("-inf")
+    while not stop.is_set():
+        try:
+            sweep()
+            if time.monotonic() - cleaned_at >= CLEAN_EVERY_SECONDS:
+                clean()
+                cleaned_at = time.monotonic()
+        except SQLAlchemyError as error:
+            log.warning("sweep_failed", reason=type(error).__name__)
+        finally:
+            db.session.remove()
+        stop.wait(SWEEP_EVERY_SECONDS)
+
+
+def sweep() -> int:
+    """Ring for everything that is due, in batches; return how much it was.
+
+    With Redis away nothing is taken: what is due stays due, and is rung for as soon as Redis is back.
+    """
+    rung = 0
+    while is_reachable():
+        replies = in_transaction(lambda: take_due_jobs(BATCH))
+        deliveries = in_transaction(lambda: take_due_deliveries(BATCH))
+        for message_id in replies:
+            ring_reply(message_id)
+        for outbox_id in deliveries:
+            ring_delivery(outbox_id)
+        rung += len(replies) + len(deliveries)
+        if len(replies) < BATCH and len(deliveries) < BATCH:
+            break
+    if rung:
+        log.info("swept", rung=rung)
+    return rung
+
+
+def clean() -> None:
+    """Delete codes, sign-ups and tokens that are past their life."""
+
+    def delete_expired() -> None:
+        db.session.execute(delete(OtpCode).where(or_(OtpCode.expires_at < func.now(), OtpCode.used_at.is_not(None))))
+        db.session.execute(delete(Signup).where(Signup.expires_at < func.now()))
+        db.session.execute(delete(RefreshToken).where(RefreshToken.expires_at < func.now()))
+
+    in_transaction(delete_expired)

@@ -1,0 +1,119 @@
+"""Schema base and fields shared by all features: strict text, numbers, times."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields
+from marshmallow.validate import Length, Range
+
+_BIDI_CONTROLS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_DIGITS = re.compile(r"[0-9]{1,9}", re.ASCII)
+_MOBILE_NUMBER = re.compile(r"\+?[1-9][0-9]{1,14}", re.ASCII)
+
+
+class ApiSchema(Schema):
+    """Base of all schemas: unknown fields are refused, members keep their order."""
+
+    class Meta:
+        unknown = RAISE
+
+
+class Text(fields.String):
+    """Text that PostgreSQL can hold and UTF-8 can carry: no NUL, no lone surrogate.
+
+    With `trim`, surrounding white space goes before the length is checked.
+    """
+
+    default_error_messages = {  # noqa: RUF012 - marshmallow declares it so
+        "nul": "Must not contain NUL.",
+        "surrogate": "Must not contain lone surrogates.",
+    }
+
+    def __init__(self, *, shortest: int = 0, longest: int, trim: bool = False, **kwargs: Any) -> None:
+        super().__init__(validate=Length(min=shortest or None, max=longest), **kwargs)
+        self.trim = trim
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        text = str(super()._deserialize(value, attr, data, **kwargs))
+        if "\x00" in text:
+            raise self.make_error("nul")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise self.make_error("surrogate") from error
+        return text.strip() if self.trim else text
+
+
+class Name(Text):
+    """Text shown beside other text, such as a title: no bidirectional controls, which could garble what follows."""
+
+    default_error_messages = {"bidi": "Must not contain bidirectional control characters."}  # noqa: RUF012
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        text = super()._deserialize(value, attr, data, **kwargs)
+        if _BIDI_CONTROLS.search(text):
+            raise self.make_error("bidi")
+        return text
+
+
+class MobileNumber(fields.String):
+    """A mobile number, kept as `+` and its digits: `+15551234567` and `15551234567` are one (E.164)."""
+
+    default_error_messages = {"number": "Must be an optional + and 2 to 15 digits, not beginning with 0."}  # noqa: RUF012
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        number = str(super()._deserialize(value, attr, data, **kwargs))
+        if not _MOBILE_NUMBER.fullmatch(number):
+            raise self.make_error("number")
+        return "+" + number.removeprefix("+")
+
+
+class QueryCount(fields.Integer):
+    """A whole number in a query string, in plain ASCII digits, from 1 to `most`."""
+
+    def __init__(self, *, most: int, default: int) -> None:
+        super().__init__(load_default=default, validate=Range(1, most))
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> Any:
+        if isinstance(value, str) and not _DIGITS.fullmatch(value):
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Timestamp(fields.DateTime):
+    """A time as RFC 3339 in UTC with `Z`."""
+
+    def _serialize(self, value: datetime | None, attr: str | None, obj: Any, **kwargs: Any) -> str | None:  # noqa: ARG002
+        return None if value is None else rfc3339(value)
+
+
+def rfc3339(value: datetime) -> str:
+    """Return `value` as RFC 3339 in UTC with `Z` and microseconds."""
+    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class ErrorSchema(ApiSchema):
+    """The one envelope of every error."""
+
+    code = fields.Integer(required=True, metadata={"description": "HTTP status", "example": 404})
+    status = fields.String(required=True, metadata={"description": "Its phrase", "example": "Not Found"})
+    error = fields.String(required=True, metadata={"description": "Stable name for programs", "example": "not_found"})
+    message = fields.String(required=True, metadata={"description": "A sentence for people"})
+    errors = fields.Dict(metadata={"description": "What is wrong per field, on 422"})
+
+
+__all__ = [
+    "ApiSchema",
+    "ErrorSchema",
+    "MobileNumber",
+    "Name",
+    "QueryCount",
+    "Text",
+    "Timestamp",
+    "ValidationError",
+    "rfc3339",
+]

@@ -1,0 +1,42 @@
+"""What goes in and out of the user routes."""
+
+from __future__ import annotations
+
+from marshmallow import fields
+
+from chatapi.auth.schemas import Email, UserSchema
+from chatapi.schemas import ApiSchema, Name
+
+
+class UserStatsSchema(ApiSchema):
+    """What the account holds."""
+
+    chatroom_count = fields.Integer(required=True)
+    message_count = fields.Integer(required=True)
+
+
+class ProfileSchema(UserSchema):
+    """An account with what it holds and has used; `subscription_status` is Stripe's word, null without one."""
+
+    subscription_status = fields.String(required=True, allow_none=True)
+    daily_usage_count = fields.Integer(required=True)
+    stats = fields.Nested(UserStatsSchema, required=True)
+
+
+class ProfileAnswerSchema(ApiSchema):
+    """The caller's account."""
+
+    user = fields.Nested(ProfileSchema, required=True)
+
+
+class UpdateProfileSchema(ApiSchema):
+    """What is to change; null clears."""
+
+    name = Name(shortest=1, longest=100, trim=True, allow_none=True)
+    email = Email(allow_none=True)
+
+
+class UpdatedProfileSchema(ProfileAnswerSchema):
+    """The caller's account after the change."""
+
+    message = fields.String(required=True)

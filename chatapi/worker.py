@@ -1,0 +1,14 @@
+"""What a Dramatiq process runs: `dramatiq chatapi.worker --queues replies` (or `chores`)."""
+
+from __future__ import annotations
+
+import dramatiq
+
+from chatapi.app import create_app
+from chatapi.broker import worker_broker
+from chatapi.replies.actors import declare_actors
+
+app = create_app()
+broker = worker_broker(app)
+declare_actors(app, broker)
+dramatiq.set_broker(broker)
