@@ -50,7 +50,6 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
 def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what Flask and its extensions want to be told, in their own names."""
     revisions = observability.read_revisions(MIGRATIONS)
-    window_seconds = settings["RATE_LIMIT_WINDOW_MS"] // 1000
     return {
         "MAX_CONTENT_LENGTH": security.MAX_BODY_BYTES,
         "SQLALCHEMY_DATABASE_URI": settings["DATABASE_URL"],
@@ -77,7 +76,6 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "CACHE_OPTIONS": dict(REDIS_OPTIONS),
         "RATELIMIT_STORAGE_URI": settings["RATE_LIMIT_REDIS_URL"].replace("unix://", "redis+unix://"),
         "RATELIMIT_STORAGE_OPTIONS": {**REDIS_OPTIONS, "key_prefix": "chatapi:limits"},
-        "RATELIMIT_APPLICATION": f"{settings['RATE_LIMIT_MAX_REQUESTS']} per {window_seconds} second",
         "RATELIMIT_STRATEGY": "fixed-window",
         "RATELIMIT_HEADERS_ENABLED": True,
         "RATELIMIT_HEADER_RETRY_AFTER": security.LIMITER_RETRY_AFTER,

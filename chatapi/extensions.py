@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from cachelib.serializers import BaseSerializer
-from flask import g, request
+from flask import current_app, g, request
 from flask_caching import Cache
 from flask_jwt_extended import JWTManager
 from flask_limiter import Limiter
@@ -81,10 +81,16 @@ def rate_limit_key() -> str:
     return key
 
 
+def request_budget() -> str:
+    """Return the one budget over all routes, as Flask-Limiter spells it."""
+    config = current_app.config
+    return f"{config['RATE_LIMIT_MAX_REQUESTS']} per {config['RATE_LIMIT_WINDOW_MS'] // 1000} second"
+
+
 db = SQLAlchemy(metadata=Base.metadata)
 migrate = Migrate()
 jwt = JWTManager()
-limiter = Limiter(key_func=rate_limit_key)
+limiter = Limiter(key_func=rate_limit_key, application_limits=[request_budget])
 cache = Cache()
 api = EnvelopeApi()
 

@@ -137,9 +137,9 @@ def ready() -> Response:
 @blueprint.get("/docs")
 @blueprint.doc(tags=["service"])
 @blueprint.response(200, content_type="text/html")
-def docs() -> str:
+def docs() -> Response:
     """Show the API in Swagger UI"""
-    return render_template("docs.html")
+    return Response(render_template("docs.html"), mimetype="text/html")
 
 
 def swagger_ui(filename: str) -> Response:

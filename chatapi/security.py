@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from ipaddress import IPv6Address, ip_address, ip_network
 
@@ -34,7 +33,7 @@ def drop_limiter_retry_after(response: Response) -> Response:
 
 def _answer_rate_limited(_error: RateLimitExceeded) -> Response:
     limit = limiter.current_limit
-    wait = math.ceil(limit.reset_at - time.time()) if limit is not None else 1
+    wait = int(limit.reset_at - time.time()) if limit is not None else 1
     return answer(RateLimitedError(retry_after=max(1, wait)))
 
 

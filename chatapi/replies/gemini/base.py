@@ -1,0 +1,81 @@
+"""What a reply needs of a model, whoever serves it: a prompt, an answer, and errors that say what to do next.
+
+The web process may import this module; an adapter, with its SDK, only the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+RejectionReason = Literal["upstream_rejected", "safety_blocked", "context_too_long"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One earlier or the present message of a conversation."""
+
+    role: Literal["user", "model"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question to a model: `turns` in order, the last one the user's."""
+
+    model: str
+    turns: Sequence[Turn]
+    system_instruction: str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished reply. `model` is the one that really answered; counts are None where the provider gave none."""
+
+    text: str
+    model: str
+    prompt_tokens: int | None
+    output_tokens: int | None
+
+
+class GeminiError(Exception):
+    """A prompt was not answered.
+
+    The message goes to logs: it is a constant text and a status, never a prompt, a reply, a key or a URL.
+    `status` is the provider's HTTP status, or None when there was no such answer.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class GeminiRetryable(GeminiError):  # noqa: N818 - named for what to do next, not for what went wrong.
+    """The same prompt may succeed later.
+
+    `retry_after` is the provider's own wish in seconds, `timed_out` says that time ran out rather than something broke.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after: float | None = None, timed_out: bool = False
+    ) -> None:
+        super().__init__(message, status=status)
+        self.retry_after = retry_after
+        self.timed_out = timed_out
+
+
+class GeminiRejected(GeminiError):  # noqa: N818 - as above.
+    """The same prompt to the same model will not succeed; `reason` is what the reply's error says."""
+
+    def __init__(self, message: str, *, reason: RejectionReason, status: int | None = None) -> None:
+        super().__init__(message, status=status)
+        self.reason: RejectionReason = reason
+
+
+class GeminiClient(Protocol):
+    """Something that answers prompts; safe to call from many threads at once."""
+
+    def generate(self, prompt: Prompt) -> Answer:
+        """Answer `prompt`, or raise `GeminiRetryable` or `GeminiRejected`."""
+        ...

@@ -1,0 +1,132 @@
+"""What the tests share: servers of their own, people who are signed in, and waiting for something to become true."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Barrier
+from typing import Any, TypeVar
+
+from flask.testing import FlaskClient
+from flask_migrate import upgrade
+from werkzeug.test import TestResponse
+
+from chatapi.app import create_app
+from chatapi.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
+from chatapi.dev.gemini_standin import GeminiStandin
+from chatapi.extensions import db
+
+T = TypeVar("T")
+
+
+class Services:
+    """A PostgreSQL with the schema in place, a Valkey and a stand-in for Gemini, all of one's own."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="chatapi-tests-"))
+        self.gemini = GeminiStandin()
+        self.postgres = EmbeddedPostgres(self.folder / "postgres")
+        self.valkey = EmbeddedValkey(self.folder / "valkey", free_port())
+        self.postgres.prepare()
+        self.valkey.prepare()
+        self.postgres_process = self.postgres.child(log=self.folder / "postgres.log")
+        self.valkey_process = self.valkey.child(log=self.folder / "valkey.log")
+
+    def start(self) -> None:
+        self.gemini.start()
+        self.postgres_process.start()
+        self.valkey_process.start()
+        assert self.postgres.wait_ready(), "PostgreSQL does not start"
+        assert self.valkey.wait_ready(), "Valkey does not start"
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/"),
+            "APP_ENV": "development",
+            "DATABASE_URL": self.postgres.url,
+            "REDIS_URL": self.valkey.url,
+            "GEMINI_API_ENDPOINT": self.gemini.url,
+            "JWT_SECRET": secrets.token_urlsafe(48),
+            "RATE_LIMIT_MAX_REQUESTS": "1000000",
+            "STAND_INS": "Gemini",
+        }
+        app = create_app(self.environ)
+        with app.app_context():
+            upgrade()
+            db.engine.dispose()
+
+    def stop(self) -> None:
+        self.valkey_process.stop()
+        self.postgres_process.stop()
+        self.gemini.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass
+class Account:
+    """Somebody who is signed in, calling the application without a network."""
+
+    id: str
+    mobile_number: str
+    token: str
+    client: FlaskClient
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def call(self, method: str, path: str, body: Any = None) -> TestResponse:
+        return self.client.open(path, method=method, json=body, headers=self.headers)
+
+    def open_room(self, **fields: Any) -> str:
+        answer = self.call("POST", "/chatroom", fields)
+        assert answer.status_code == 201, answer.get_json()
+        room_id: str = answer.get_json()["chatroom"]["id"]
+        return room_id
+
+    def send(self, room_id: str, content: str) -> TestResponse:
+        return self.call("POST", f"/chatroom/{room_id}/message", {"content": content})
+
+    def prompt(self, room_id: str, content: str) -> str:
+        """Send a prompt that is accepted; return the id of its reply."""
+        answer = self.send(room_id, content)
+        assert answer.status_code == 201, answer.get_json()
+        reply_id: str = answer.get_json()["ai_message"]["id"]
+        return reply_id
+
+    def read(self, room_id: str, message_id: str) -> dict[str, Any]:
+        message: dict[str, Any] = self.call("GET", f"/chatroom/{room_id}/message/{message_id}").get_json()["message"]
+        return message
+
+    def daily_usage(self) -> int:
+        usage: int = self.call("GET", "/user/me").get_json()["user"]["daily_usage_count"]
+        return usage
+
+
+def wait_for(check: Callable[[], T], seconds: float = 30.0, every: float = 0.1) -> T:
+    """Return the first true value of `check`, or fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        time.sleep(every)
+
+
+def race(count: int, work: Callable[[int], T]) -> list[T]:
+    """Run `work` in `count` threads that all begin at once; return what each returned."""
+    gate = Barrier(count)
+
+    def run(index: int) -> T:
+        gate.wait()
+        return work(index)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))

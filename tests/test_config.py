@@ -1,0 +1,106 @@
+"""Settings: what is refused, and that all faults are named at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from config import ConfigError, development_secret, load_settings, sqlalchemy_url
+
+SECRET = "q8dZr1xWm5TfY0bKp7LhNc3VjEs9GuAo"
+PRODUCTION = {
+    "APP_ENV": "production",
+    "DATABASE_URL": "postgresql://chat@db/chat",
+    "REDIS_URL": "redis://queue:6379/0",
+    "JWT_SECRET": SECRET,
+    "GEMINI_API_KEY": "key",
+    "OTP_DELIVERY": "webhook",
+    "OTP_WEBHOOK_URL": "https://sms.example/send",
+    "OTP_WEBHOOK_SECRET": "whsec_c2VjcmV0",
+}
+
+
+def faults_of(**changes: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({**PRODUCTION, **changes})
+    return caught.value.faults
+
+
+def test_production_settings_are_accepted_when_complete() -> None:
+    settings = load_settings(PRODUCTION)
+
+    assert settings["HOST"] == "0.0.0.0"  # noqa: S104
+    assert settings["DATABASE_URL"].startswith("postgresql+psycopg2://")
+    assert settings["CACHE_REDIS_URL"] == settings["RATE_LIMIT_REDIS_URL"] == "redis://queue:6379/0"
+
+
+def test_settings_are_production_when_app_env_is_not_set() -> None:
+    assert load_settings({**PRODUCTION, "APP_ENV": ""})["APP_ENV"] == "production"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTP_DELIVERY", "echo"),
+        ("OTP_DELIVERY", ""),
+        ("OTP_WEBHOOK_URL", ""),
+        ("OTP_WEBHOOK_SECRET", ""),
+        ("JWT_SECRET", ""),
+        ("JWT_SECRET", SECRET[:31]),
+        ("JWT_SECRET", "a" * 64),
+        ("JWT_SECRET", "changeme-" + SECRET),
+        ("GEMINI_API_KEY", ""),
+        ("DATABASE_URL", ""),
+        ("REDIS_URL", " "),
+    ],
+)
+def test_production_refuses_to_start_when_something_is_unsafe_or_missing(name: str, value: str) -> None:
+    faults = faults_of(**{name: value})
+
+    assert [fault.split()[0] for fault in faults] == [name]
+    assert not value.strip() or value not in " ".join(faults).replace("is echo", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("APP_ENV", "staging"),
+        ("PORT", "http"),
+        ("PORT", "65536"),
+        ("BASIC_DAILY_PROMPTS", "-1"),
+        ("REPLY_MAX_ATTEMPTS", "0"),
+        ("RATE_LIMIT_WINDOW_MS", "999"),
+        ("DATABASE_URL", "mysql://db/chat"),
+        ("REDIS_URL", "queue:6379"),
+        ("GEMINI_API_ENDPOINT", "gemini"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_settings_are_refused_when_a_value_makes_no_sense(name: str, value: str) -> None:
+    assert [fault.split()[0] for fault in faults_of(**{name: value})] == [name]
+
+
+def test_faults_are_named_all_at_once_when_there_are_several() -> None:
+    faults = faults_of(
+        PORT="x", OTP_DELIVERY="echo", JWT_SECRET="secret", GEMINI_API_KEY="", BASIC_DAILY_PROMPTS="many"
+    )
+
+    named = {fault.split()[0] for fault in faults}
+    assert named == {"PORT", "OTP_DELIVERY", "JWT_SECRET", "GEMINI_API_KEY", "BASIC_DAILY_PROMPTS"}
+
+
+@pytest.mark.parametrize("url", ["postgres://u@h/d", "postgresql://u@h/d", "postgresql+psycopg2://u@h/d"])
+def test_database_url_names_its_driver_whatever_operators_paste(url: str) -> None:
+    assert sqlalchemy_url(url) == "postgresql+psycopg2://u@h/d"
+
+
+def test_development_secret_is_made_once_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "jwt_secret"
+
+    first = development_secret(path)
+
+    assert development_secret(path) == first
+    assert len(first.encode()) >= 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["jwt_secret"]
