@@ -38,8 +38,8 @@ def assert_refused(answer: TestResponse, status: int, slug: str) -> dict[str, An
     "body",
     [
         b"{", b"", b"nothing", b'{"title": NaN}', b'{"title": Infinity}', b'{"title": "a", "title": "b"}', b"\xff\xfe",
-        b'{"title": "\xed\xa0\x80"}', b"[" * 60_000, b'{"a":' * 10_000, b'{"title": "a"} {}', b'{"n": ' + b"9" * 5000 + b"}",
-        "{}".encode("utf-16"), b'\xef\xbb\xbf{}',
+        b'{"title": "\xed\xa0\x80"}', b"[" * 60_000, b'{"a":' * 10_000, b'{"title": "a"} {}',
+        b'{"n": ' + b"9" * 5000 + b"}", "{}".encode("utf-16"), b'\xef\xbb\xbf{}',
     ],
 )  # fmt: skip
 def test_body_is_refused_when_it_is_not_json(account: Account, body: bytes) -> None:

@@ -58,14 +58,14 @@ def configure_jwt(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@jwt.decode_key_loader  # type: ignore[untyped-decorator]
+@jwt.decode_key_loader
 def _key_for(_header: dict[str, Any], unverified_claims: dict[str, Any]) -> str:
     """Return the key to check a token with, if it has every claim of ours.
 
     The library fills in a missing `type` or `jti`, passes a missing `exp`, and takes a made-up type for an access
     token; only here are the claims seen as they came.
     """
-    if not REQUIRED_CLAIMS <= unverified_claims.keys() or unverified_claims["type"] != "access":
+    if not unverified_claims.keys() >= REQUIRED_CLAIMS or unverified_claims["type"] != "access":
         raise JWTDecodeError("Not an access token of ours")
     secret: str = current_app.config["JWT_SECRET_KEY"]
     return secret

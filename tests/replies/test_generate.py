@@ -14,9 +14,9 @@ from sqlalchemy import Row, text
 from chatapi.dev.gemini_standin import Fault, GeminiStandin
 from chatapi.extensions import db, in_transaction
 from chatapi.replies import generate, jobs
-from chatapi.replies.generate import backoff_seconds, generate_reply, storable
 from chatapi.replies.gemini.base import Answer, Prompt
 from chatapi.replies.gemini.generativeai import GenerativeAIClient
+from chatapi.replies.generate import backoff_seconds, generate_reply, storable
 from chatapi.replies.leases import LeaseKeeper
 from tests.support import Account, Services, race
 
@@ -205,7 +205,8 @@ def test_retry_waits_as_long_as_the_upstream_asks(
     attempt(reply_id)
 
     row = sql(
-        "SELECT extract(epoch FROM run_at - now())::float AS wait, attempts, lease_token, ring_at BETWEEN run_at AND run_at + interval '1 s' AS rings "
+        "SELECT extract(epoch FROM run_at - now())::float AS wait, attempts, lease_token, "
+        "ring_at BETWEEN run_at AND run_at + interval '1 s' AS rings "
         "FROM reply_jobs WHERE message_id = :id",
         id=reply_id,
     )
