@@ -1,5 +1,12 @@
 """The WSGI entry point: `gunicorn wsgi:app`, and where the `flask` command finds the application."""
 
-from chatapi.app import create_app
+from flask.cli import NoAppException
 
-app = create_app()
+from chatapi.app import create_app
+from config import ConfigError
+
+try:
+    app = create_app()
+except ConfigError as error:
+    # The `flask` command says this without a traceback, and still lists what needs no application.
+    raise NoAppException(str(error)) from None

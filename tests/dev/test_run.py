@@ -59,6 +59,7 @@ def children(environ, port, log_dir):
 def migration(environ, log_dir):
     return child("migrations", os.environ.get("TEST_MIGRATION", "pass"), environ, log_dir)
 
+run.STEADY_SECONDS = 0.5
 run.Runner.__init__.__kwdefaults__.update(children=children, migration=migration)
 sys.exit(main())
 """
