@@ -153,7 +153,7 @@ def test_servers_are_found_without_a_warning() -> None:
         "from pathlib import Path; from chatapi.dev.embedded import EmbeddedPostgres; EmbeddedPostgres(Path('/x'))"
     )
     command = [sys.executable, "-W", "error", "-c", program]
-    result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)  # noqa: S603
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
     assert result.stdout + result.stderr == ""
 
 

@@ -469,7 +469,7 @@ def test_stop_cuts_whoever_waits_and_frees_the_port_when_called() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_process_ends_cleanly_when_signalled(number: int) -> None:
     command = [sys.executable, "-m", "chatapi.dev.gemini_standin", "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own.
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         url = process.stderr.readline().split()[-1]
         client = Client(url)

@@ -74,7 +74,7 @@ class Run:
         self.output = Path(environ["TEST_OUTPUT"], f"{self.port}.out")
         self.errors = Path(environ["TEST_OUTPUT"], f"{self.port}.err")
         with self.output.open("w") as output, self.errors.open("w") as errors:
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(
                 [sys.executable, *program, "--data-dir", str(data_dir)],
                 env=environ,
                 cwd=config.ROOT,

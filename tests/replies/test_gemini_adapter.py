@@ -372,12 +372,12 @@ def test_generate_says_too_long_when_google_says_it_in_other_words(message: str)
 
 def test_base_leaves_the_sdk_alone_when_the_web_process_imports_it() -> None:
     code = "import sys, chatapi.replies.gemini.base; sys.exit('google.generativeai' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0  # noqa: S603 - our own.
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
 
 
 def test_adapter_is_silent_when_imported_with_warnings_as_errors() -> None:
     command = [sys.executable, "-W", "error", "-c", "import chatapi.replies.gemini.generativeai"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)  # noqa: S603 - our own.
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
