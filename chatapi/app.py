@@ -117,4 +117,4 @@ def _register_routes(app: Flask) -> None:
         app.before_request_funcs.setdefault(blueprint.name, []).append(require_user)
     for blueprint in (*PUBLIC, *PROTECTED):
         api.register_blueprint(blueprint)
-    openapi.complete_spec(api.spec, {blueprint.name for blueprint in PROTECTED})
+    openapi.complete_spec(app, api.spec, {blueprint.name for blueprint in PROTECTED})

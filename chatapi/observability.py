@@ -72,6 +72,8 @@ def begin_request() -> None:
 
 def end_request(response: Response) -> Response:
     """Name the request in its answer, and log it by its route: paths would hold ids, queries whatever was typed."""
+    if "request_id" not in g:  # Refused before anything could be noted.
+        begin_request()
     response.headers["X-Request-ID"] = g.request_id
     log.info(
         "request",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields
+from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields
 from marshmallow.validate import Length, Range
 
 _BIDI_CONTROLS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -96,8 +96,11 @@ def rfc3339(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-class ErrorSchema(ApiSchema):
-    """The one envelope of every error."""
+class ErrorSchema(Schema):
+    """The one envelope of every error; some have more to say, such as when a limit ends."""
+
+    class Meta:
+        unknown = INCLUDE
 
     code = fields.Integer(required=True, metadata={"description": "HTTP status", "example": 404})
     status = fields.String(required=True, metadata={"description": "Its phrase", "example": "Not Found"})

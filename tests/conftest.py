@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from chatapi.app import create_app
 from chatapi.dev.gemini_standin import GeminiStandin
 from chatapi.extensions import db
+from tests.document import check_answers
 from tests.support import Account, Services
 
 MACHINE_SETTINGS = ("APP_ENV", "DATABASE_URL", "REDIS_URL", "JWT_SECRET", "GEMINI_API_KEY", "GEMINI_API_ENDPOINT")
@@ -39,12 +40,17 @@ def services(_plain_environment: None) -> Iterator[Services]:
 
 @pytest.fixture(scope="session")
 def make_app(services: Services) -> Iterator[Callable[..., Flask]]:
-    """Return what builds an application on the suite's servers, with some settings changed."""
+    """Return what builds an application on the suite's servers, with some settings changed.
+
+    Whatever it answers is held against the OpenAPI document.
+    """
     apps: list[Flask] = []
 
     def make(**changes: str) -> Flask:
-        apps.append(create_app({**services.environ, **changes}))
-        return apps[-1]
+        app = create_app({**services.environ, **changes})
+        check_answers(app)
+        apps.append(app)
+        return app
 
     yield make
     for app in apps:

@@ -57,6 +57,13 @@ class Message(Base):
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
+    @property
+    def usage(self) -> dict[str, int | None] | None:
+        """The tokens that the model counted, None where it said nothing of them."""
+        if self.prompt_tokens is None and self.output_tokens is None:
+            return None
+        return {"prompt_tokens": self.prompt_tokens, "output_tokens": self.output_tokens}
+
 
 class ReplyJob(Base):
     """The work that an unfinished reply still needs; the row goes when the reply ends.

@@ -22,6 +22,7 @@ from chatapi.chatrooms.schemas import (
     UpdateChatroomSchema,
 )
 from chatapi.extensions import in_transaction
+from chatapi.openapi import LOCATION_HEADER
 from chatapi.parsing import ApiBlueprint
 
 blueprint = ApiBlueprint("chatrooms", __name__, url_prefix="/chatroom", description="Chatrooms and their messages")
@@ -29,7 +30,7 @@ blueprint = ApiBlueprint("chatrooms", __name__, url_prefix="/chatroom", descript
 
 @blueprint.post("")
 @blueprint.arguments(CreateChatroomSchema)
-@blueprint.response(201, ChatroomAnswerSchema)
+@blueprint.response(201, ChatroomAnswerSchema, headers=LOCATION_HEADER)
 def create_chatroom(body: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Open a chatroom"""
     chatroom = in_transaction(lambda: service.create_chatroom(current_user().id, **body))
@@ -94,7 +95,7 @@ def delete_chatroom(chatroom_id: str) -> dict[str, str]:
 
 @blueprint.post("/<chatroom_id>/message")
 @blueprint.arguments(SendMessageSchema)
-@blueprint.response(201, SentMessageSchema)
+@blueprint.response(201, SentMessageSchema, headers=LOCATION_HEADER)
 @blueprint.problems(404, 429)
 def send_message(body: dict[str, Any], chatroom_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Send a prompt

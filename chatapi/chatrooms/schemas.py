@@ -56,15 +56,9 @@ class MessageSchema(ApiSchema):
     reply_to = fields.UUID(required=True, allow_none=True)
     error = fields.String()
     model = fields.String()
-    usage = fields.Method("usage_of", metadata={"$ref": "#/components/schemas/Usage"})
+    usage = fields.Nested(UsageSchema)
     created_at = Timestamp(required=True)
     updated_at = Timestamp(required=True)
-
-    def usage_of(self, message: Any) -> dict[str, int | None] | None:
-        """Return the tokens of a reply that has them."""
-        if message.prompt_tokens is None and message.output_tokens is None:
-            return None
-        return {"prompt_tokens": message.prompt_tokens, "output_tokens": message.output_tokens}
 
     @post_dump
     def drop_absent(self, shown: dict[str, Any], **_options: Any) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""The sweeper: rings for what is due, each to one of several sweepers, less and less often; cleans up what is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+import redis
+from flask import Flask
+from sqlalchemy import text
+
+from chatapi.extensions import db, in_transaction
+from chatapi.replies import jobs
+from chatapi.replies.sweeper import clean, sweep
+from tests.support import Account, Services, race
+
+pytestmark = pytest.mark.usefixtures("no_jobs")
+
+
+@pytest.fixture
+def no_jobs(app: Flask) -> Iterator[None]:
+    """Other tests leave unfinished replies behind, which would be rung for too."""
+    with app.app_context():
+        execute("DELETE FROM reply_jobs")
+        yield
+
+
+def execute(statement: str, **parameters: Any) -> Any:
+    result = db.session.execute(text(statement), parameters)
+    rows = result.all() if result.returns_rows else None
+    db.session.commit()
+    return rows
+
+
+def make_due() -> None:
+    execute("UPDATE reply_jobs SET ring_at = now()")
+
+
+def ring_delay() -> float:
+    return float(execute("SELECT extract(epoch FROM ring_at - now())::float AS delay FROM reply_jobs")[0].delay)
+
+
+def test_fresh_prompt_is_left_to_its_own_ring(account: Account) -> None:
+    account.prompt(account.open_room(), "hello")
+
+    assert sweep() == 0
+    assert 0 < ring_delay() <= 5
+
+
+def test_due_reply_is_rung_for_less_and_less_often(account: Account) -> None:
+    account.prompt(account.open_room(), "hello")
+    delays = []
+    for _ in range(7):
+        make_due()
+        assert sweep() == 1
+        delays.append(round(ring_delay()))
+
+    assert delays == [5, 10, 20, 40, 60, 60, 60]
+
+
+def test_each_due_reply_is_rung_for_once_when_three_sweepers_race(app: Flask, account: Account) -> None:
+    execute("UPDATE users SET pro_until = now() + interval '1 h' WHERE id = :id", id=account.id)
+    replies = {UUID(account.prompt(account.open_room(), "hello")) for _ in range(30)}
+    make_due()
+
+    def take(_index: int) -> list[UUID]:
+        with app.app_context():
+            return [found for _ in range(10) for found in in_transaction(lambda: jobs.take_due_jobs(4))]
+
+    taken = [found for several in race(3, take) for found in several]
+
+    assert len(taken) == 30
+    assert set(taken) == replies
+
+
+def test_only_the_first_of_a_room_is_rung_for(account: Account) -> None:
+    room_id = account.open_room()
+    first = account.prompt(room_id, "one")
+    account.prompt(room_id, "two")
+    make_due()
+
+    assert in_transaction(lambda: jobs.take_due_jobs(10)) == [UUID(first)]
+
+
+def test_held_reply_is_rung_for_when_its_lease_ends_and_not_before(account: Account) -> None:
+    reply_id = UUID(account.prompt(account.open_room(), "hello"))
+    make_due()
+    assert in_transaction(lambda: jobs.take_lease(reply_id)) is not None
+
+    assert sweep() == 0
+    assert in_transaction(lambda: jobs.take_lease(reply_id)) is None
+
+    execute("UPDATE reply_jobs SET lease_expires_at = now(), ring_at = now()")
+    assert sweep() == 1
+    lease = in_transaction(lambda: jobs.take_lease(reply_id))
+    assert lease is not None
+    assert lease.attempt == 2
+
+
+def test_nothing_is_taken_while_redis_is_away(make_app: Callable[..., Flask], account: Account) -> None:
+    account.prompt(account.open_room(), "hello")
+    make_due()
+
+    with make_app(REDIS_URL="redis://127.0.0.1:1/0").app_context():
+        assert sweep() == 0
+
+    assert ring_delay() <= 0
+    assert sweep() == 1
+
+
+def test_ring_carries_ids_and_nothing_else(services: Services, account: Account) -> None:
+    reply_id = account.prompt(account.open_room(), "a secret prompt")
+    make_due()
+    with redis.Redis.from_url(services.environ["REDIS_URL"]) as queue:
+        queue.delete("{dramatiq}:replies", "{dramatiq}:replies.msgs")
+
+        sweep()
+
+        (message,) = queue.hvals("{dramatiq}:replies.msgs")
+    assert reply_id.encode() in message
+    assert b"secret" not in message
+    assert account.id.encode() not in message
+
+
+def test_what_is_past_its_life_is_deleted(account: Account) -> None:
+    client = account.client
+    client.post("/auth/send-otp", json={"mobile_number": "15550000001"})
+    client.post("/auth/signup", json={"mobile_number": "15550000002"})
+    clean()
+    counts = "SELECT (SELECT count(*) FROM otp_codes) AS codes, (SELECT count(*) FROM signups) AS signups"
+    before = execute(counts)[0]
+    execute("UPDATE otp_codes SET expires_at = now() - interval '1 s'")
+    execute("UPDATE signups SET expires_at = now() - interval '1 s'")
+
+    clean()
+
+    assert before.codes >= 1
+    assert before.signups >= 1
+    assert tuple(execute(counts)[0]) == (0, 0)
+    assert execute("SELECT FROM refresh_tokens WHERE user_id = :id", id=account.id)
