@@ -3,9 +3,9 @@
 import signal
 import sys
 
-# The imports below take a moment in which a wanted stop must not end in a traceback either.
-for _signal in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(_signal, lambda *_: sys.exit(0))
+# The imports below take a moment. A stop that is wanted meanwhile waits until the runner can see to it: raised as an
+# exception in the middle of an import it could end in a traceback, or in nothing at all.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 from chatapi.dev.run import main  # noqa: E402 - see above
 

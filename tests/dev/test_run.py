@@ -25,7 +25,8 @@ from chatapi.dev.system import system_children
 
 # A system of the same shape that starts at once: a web process that answers, and others that only exist.
 LIGHT_SYSTEM = """
-import os, sys, time
+import os, signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # As __main__ does.
 from pathlib import Path
 from chatapi.dev.processes import Child
 from chatapi.dev.run import Runner, main
