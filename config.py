@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,11 +48,16 @@ class Url(fields.String):
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         url = str(super()._deserialize(value, attr, data, **kwargs))
         try:
-            scheme = urlsplit(url).scheme
+            parts = urlsplit(url)
+            _ = parts.port
         except ValueError as error:
-            raise ValidationError("is not a URL") from error
-        if scheme not in self.schemes:
+            raise ValidationError(f"is not a URL ({error})") from None
+        if parts.scheme not in self.schemes:
             raise ValidationError(f"must begin with {' or '.join(f'{name}://' for name in self.schemes)}")
+        if parts.scheme in ("http", "https") and not parts.hostname:
+            raise ValidationError("names no host")
+        if parts.scheme in ("redis", "rediss") and not re.fullmatch(r"(/[0-9]{0,5})?", parts.path):
+            raise ValidationError("must end in the number of a database, or in nothing")
         return url
 
 
@@ -121,8 +128,12 @@ class SettingsSchema(Schema):
 
     @validates_schema(skip_on_field_errors=False)
     def check_needed(self, settings: dict[str, Any], **_options: Any) -> None:
-        """Name what must be set and is not."""
+        """Name what must be set and is not, and what does not go together."""
         faults = {}
+        if settings.get("REPLY_ATTEMPT_SECONDS", 1) <= settings.get("GEMINI_TIMEOUT_SECONDS", 0):
+            faults["REPLY_ATTEMPT_SECONDS"] = "must be more than GEMINI_TIMEOUT_SECONDS, or calls outlive their lease"
+        if fault := _fault_of_webhook_secret(settings.get("OTP_WEBHOOK_SECRET") or ""):
+            faults["OTP_WEBHOOK_SECRET"] = fault
         if settings.get("OTP_DELIVERY") == "webhook":
             for name in ("OTP_WEBHOOK_URL", "OTP_WEBHOOK_SECRET"):
                 if settings.get(name, "") is None:
@@ -158,6 +169,15 @@ def _fault_of_secret(secret: str) -> str | None:
         return "is a well-known or trivial one; make one with `openssl rand -base64 48`"
     if len(secret.encode()) < MIN_SECRET_BYTES:
         return f"is shorter than {MIN_SECRET_BYTES} bytes; make one with `openssl rand -base64 48`"
+    return None
+
+
+def _fault_of_webhook_secret(secret: str) -> str | None:
+    if secret.startswith("whsec_"):
+        try:
+            base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            return "begins with whsec_, but what follows is not base64"
     return None
 
 

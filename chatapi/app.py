@@ -51,7 +51,8 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what Flask and its extensions want to be told, in their own names."""
     revisions = observability.read_revisions(MIGRATIONS)
     return {
-        "MAX_CONTENT_LENGTH": security.MAX_BODY_BYTES,
+        # One more than the parser allows: a chunked body that is longer is cut here in silence, and found there.
+        "MAX_CONTENT_LENGTH": parsing.MAX_BODY_BYTES + 1,
         "SQLALCHEMY_DATABASE_URI": settings["DATABASE_URL"],
         "SQLALCHEMY_ENGINE_OPTIONS": {
             "pool_pre_ping": True,
@@ -63,6 +64,11 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             "connect_args": {
                 "connect_timeout": 3,
                 "application_name": "chatapi",
+                # A server that vanished without a word is noticed, and does not hold a thread for ever.
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 15_000,
                 "options": (
                     f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
                     f" -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_TIMEOUT_MS}"
@@ -80,6 +86,8 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "RATELIMIT_HEADERS_ENABLED": True,
         "RATELIMIT_HEADER_RETRY_AFTER": security.LIMITER_RETRY_AFTER,
         "RATELIMIT_IN_MEMORY_FALLBACK_ENABLED": True,
+        # The first thread to find Redis away turns to memory; those already waiting for it would raise otherwise.
+        "RATELIMIT_SWALLOW_ERRORS": True,
         "API_TITLE": "chatapi",
         "API_VERSION": observability.API_VERSION,
         "OPENAPI_VERSION": "3.1.0",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 import structlog
 from flask import Flask, Response, jsonify
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -162,9 +163,20 @@ def _answer_http_exception(error: HTTPException) -> Response:
 def _answer_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
     """Answer 503 while PostgreSQL is away or too busy: what was asked for was not done, or not surely done."""
     if not isinstance(error, PoolTimeoutError | OperationalError) and not error.connection_invalidated:
-        return _answer_unexpected(error)
+        log_database_error(error)
+        return answer(ChatAPIError())
     log.warning("database_unavailable", reason=type(error).__name__)
     return answer(ServiceUnavailableError(retry_after=DATABASE_RETRY_AFTER_SECONDS))
+
+
+def log_database_error(error: SQLAlchemyError) -> None:
+    """Log a failure of a statement by its kind and place, without its message: that quotes values, such as prompts."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [
+        f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames if "site-packages" not in frame.filename
+    ]
+    sqlstate = getattr(getattr(error, "orig", None), "pgcode", None)
+    log.error("database_error", reason=type(error).__name__, sqlstate=sqlstate, where=where)
 
 
 def _answer_unexpected(error: Exception) -> Response:

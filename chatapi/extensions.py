@@ -87,7 +87,9 @@ def request_budget() -> str:
     return f"{config['RATE_LIMIT_MAX_REQUESTS']} per {config['RATE_LIMIT_WINDOW_MS'] // 1000} second"
 
 
-db = SQLAlchemy(metadata=Base.metadata)
+# Objects outlive their transaction as they were in it: reading them again after the commit would cost a round trip,
+# show what others did since, and fail for what they deleted.
+db = SQLAlchemy(metadata=Base.metadata, session_options={"expire_on_commit": False})
 migrate = Migrate()
 jwt = JWTManager()
 limiter = Limiter(key_func=rate_limit_key, application_limits=[request_budget])

@@ -190,7 +190,8 @@ def read_revisions(migrations: Path) -> Revisions:
 def _check_postgresql() -> str:
     """A schema that this code does not know is newer, and migrations only expand: it will do."""
     current = db.session.scalar(text("SELECT version_num FROM alembic_version"))
-    is_older = current in current_app.config["KNOWN_REVISIONS"] and current != current_app.config["HEAD_REVISION"]
+    is_known = current is None or current in current_app.config["KNOWN_REVISIONS"]
+    is_older = is_known and current != current_app.config["HEAD_REVISION"]
     return "schema is older than the code, run `flask db upgrade`" if is_older else "ok"
 
 

@@ -21,6 +21,7 @@ LOCATION_HEADER = {"Location": {"description": "Where what was made is found", "
 def complete_spec(app: Flask, spec: APISpec, protected: set[str]) -> None:
     """Name each operation for generated clients, and say which need a token: those of the blueprints `protected`."""
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
+    spec.components.schemas.pop("PaginationMetadata", None)  # Added unasked; we page by cursor.
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     spec.components.response("UNAUTHORIZED", {"description": "No token, or not a good one", "content": error})
     for rule in app.url_map.iter_rules():

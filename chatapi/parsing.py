@@ -12,9 +12,12 @@ from flask import Request, current_app, request
 from flask_smorest import Blueprint
 from webargs import core
 from webargs.flaskparser import FlaskParser, is_json_request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from chatapi.errors import BadRequestError, UnsupportedMediaTypeError, ValidationFailedError
 from chatapi.schemas import ErrorSchema
+
+MAX_BODY_BYTES = 64 * 1024
 
 V = TypeVar("V", bound=Callable[..., Any])
 
@@ -49,7 +52,7 @@ class StrictParser(FlaskParser):
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:  # noqa: ARG002 - webargs' signature
         """Return the body; none at all is an empty object."""
-        body = req.get_data(cache=True)
+        body = _read_body(req)
         if not body and not req.mimetype:
             return {}
         if "Content-Encoding" in req.headers or not is_json_request(req):
@@ -72,6 +75,18 @@ class StrictParser(FlaskParser):
 def _is_location(messages: dict[str, Any]) -> bool:
     location, fields = next(iter(messages.items()))
     return location in core.Parser.__location_map__ and isinstance(fields, dict)
+
+
+def _read_body(req: Request) -> bytes:
+    try:
+        body = req.get_data(cache=True)
+    except HTTPException:
+        raise
+    except Exception as error:
+        raise BadRequestError("The body could not be read") from error
+    if len(body) > MAX_BODY_BYTES:
+        raise RequestEntityTooLarge
+    return body
 
 
 class ApiBlueprint(Blueprint):  # type: ignore[misc]

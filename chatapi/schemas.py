@@ -6,9 +6,13 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from unicodedata import category
 
 from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields
 from marshmallow.validate import Length, Range
+
+MAX_EMAIL_LENGTH = 254
+"""RFC 5321, 4.5.3.1.3, less the angle brackets."""
 
 _BIDI_CONTROLS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _DIGITS = re.compile(r"[0-9]{1,9}", re.ASCII)
@@ -49,15 +53,36 @@ class Text(fields.String):
 
 
 class Name(Text):
-    """Text shown beside other text, such as a title: no bidirectional controls, which could garble what follows."""
+    """Text shown beside other text, such as a title, so of one line, with something to see, and without controls.
 
-    default_error_messages = {"bidi": "Must not contain bidirectional control characters."}  # noqa: RUF012
+    Bidirectional controls among them: they could garble what follows.
+    """
+
+    default_error_messages = {  # noqa: RUF012
+        "control": "Must not contain control characters.",
+        "invisible": "Must contain something visible.",
+    }
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
         text = super()._deserialize(value, attr, data, **kwargs)
-        if _BIDI_CONTROLS.search(text):
-            raise self.make_error("bidi")
+        if _BIDI_CONTROLS.search(text) or any(category(character) == "Cc" for character in text):
+            raise self.make_error("control")
+        if text and not any(character.isprintable() and not character.isspace() for character in text):
+            raise self.make_error("invisible")
         return text
+
+
+class Email(fields.Email):
+    """An e-mail address, of visible characters only, and of a length that mail systems take."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(validate=Length(max=MAX_EMAIL_LENGTH), **kwargs)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        address = str(super()._deserialize(value, attr, data, **kwargs))
+        if not address.isprintable() or " " in address:
+            raise self.make_error("invalid")
+        return address
 
 
 class MobileNumber(fields.String):

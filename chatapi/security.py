@@ -11,8 +11,6 @@ from flask_limiter import RateLimitExceeded
 from chatapi.errors import RateLimitedError, answer
 from chatapi.extensions import limiter
 
-MAX_BODY_BYTES = 64 * 1024
-
 LIMITER_RETRY_AFTER = "X-Limiter-Retry-After"
 """Where Flask-Limiter is told to write its Retry-After, which it would put on every answer, also over a refusal's
 own. It goes no further than `drop_limiter_retry_after`."""

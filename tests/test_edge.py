@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -82,6 +83,9 @@ def test_body_is_read_when_it_is_json_by_any_of_its_names(account: Account, cont
         ({"title": "a\x00b"}, "title"),
         ({"title": "\udfff"}, "title"),
         ({"title": "safe\u202egnp.exe"}, "title"),
+        ({"title": "bell\x07"}, "title"),
+        ({"title": "two\nlines"}, "title"),
+        ({"title": "\u200b\ufeff"}, "title"),
         ({"title": 1e308}, "title"),
         ({"title": ["x"]}, "title"),
         ({"description": "x" * 1001}, "description"),
@@ -303,3 +307,36 @@ def test_docs_come_from_our_own_files(client: FlaskClient) -> None:
         with client.get(file) as answer:
             assert answer.status_code == 200
     assert "://" not in page
+
+
+@pytest.mark.parametrize("header", [", ,x", ",, ,Bearer x", "Bearer , ,", ",", "Bearer \x00"])
+def test_odd_lists_of_tokens_are_no_token(client: FlaskClient, header: str) -> None:
+    assert_refused(client.get("/user/me", headers={"Authorization": header}), 401, "unauthorized")
+
+
+def test_options_says_what_an_address_takes_to_anybody(client: FlaskClient) -> None:
+    answer = client.options("/chatroom")
+
+    assert answer.status_code == 200
+    assert set(answer.headers["Allow"].split(", ")) >= {"GET", "POST"}
+
+
+def chunked(account: Account, body: bytes) -> TestResponse:
+    """Post a body of no announced length, as a chunked one reaches the application."""
+    return account.client.post(
+        "/chatroom",
+        input_stream=io.BytesIO(body),
+        content_type=JSON,
+        headers=account.headers,
+        environ_overrides={"wsgi.input_terminated": True, "CONTENT_LENGTH": ""},
+    )
+
+
+def test_chunked_body_is_read_like_any_other(account: Account) -> None:
+    assert chunked(account, b'{"title": "chunked"}').get_json()["chatroom"]["title"] == "chunked"
+    assert chunked(account, b"{}" + b" " * (65_536 - 2)).status_code == 201
+
+
+@pytest.mark.parametrize("body", [b"{}" + b" " * 65_535, b"x" * 70_000, b'{"title": "' + b"x" * 10_000_000 + b'"}'])
+def test_chunked_body_is_refused_when_it_is_too_large(account: Account, body: bytes) -> None:
+    assert_refused(chunked(account, body), 413, "payload_too_large")

@@ -79,7 +79,9 @@ def deliver_otp(outbox_id: UUID) -> None:
             headers={"Content-Type": "application/json", **_signature_headers(outbox_id, body)},
             timeout=GATEWAY_TIMEOUT_SECONDS,
             allow_redirects=False,
+            stream=True,  # What the gateway has to say is not waited for.
         )
+        response.close()
     except requests.RequestException as error:
         log.warning("otp_delivery_failed", outbox_id=str(outbox_id), reason=type(error).__name__)
         return

@@ -33,7 +33,8 @@ def sign_up(body: dict[str, Any]) -> dict[str, Any]:
     E-mail and password become the account's when verify-otp brings the `signup_token`.
     """
     user, token = in_transaction(lambda: service.sign_up(**body))
-    shown = {**user_fields(user), "name": body["name"] or user.name, "email": body["email"]}
+    # What this caller sent, and nothing that another one did: nobody has proven yet whose number it is.
+    shown = {**user_fields(user), "name": body["name"], "email": body["email"]}
     return {"message": "Signed up: now verify the number with a code", "user": shown, "signup_token": token}
 
 

@@ -29,7 +29,7 @@ blueprint = ApiBlueprint("chatrooms", __name__, url_prefix="/chatroom", descript
 
 
 @blueprint.post("")
-@blueprint.arguments(CreateChatroomSchema)
+@blueprint.arguments(CreateChatroomSchema, required=False)
 @blueprint.response(201, ChatroomAnswerSchema, headers=LOCATION_HEADER)
 def create_chatroom(body: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Open a chatroom"""
@@ -72,7 +72,7 @@ def read_chatroom(query: dict[str, Any], chatroom_id: str) -> dict[str, Any]:
 
 
 @blueprint.route("/<chatroom_id>", methods=["PUT", "PATCH"])
-@blueprint.arguments(UpdateChatroomSchema)
+@blueprint.arguments(UpdateChatroomSchema, required=False)
 @blueprint.response(200, ChatroomAnswerSchema)
 @blueprint.problems(404)
 def update_chatroom(body: dict[str, Any], chatroom_id: str) -> dict[str, Any]:

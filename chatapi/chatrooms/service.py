@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,6 +19,10 @@ from chatapi.errors import NotFoundError, ValidationFailedError
 from chatapi.extensions import db
 from chatapi.ids import parse_id, uuid7
 from chatapi.schemas import rfc3339
+
+_CURSOR = re.compile(
+    r"(?P<time>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z) (?P<id>[0-9a-f-]{36})", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -138,9 +143,9 @@ def _cursor_of(room: Chatroom) -> str:
 
 
 def _parse_cursor(cursor: str) -> tuple[datetime, UUID]:
-    try:
-        text = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        time, _, room_id = text.decode("ascii").partition(" ")
-        return datetime.fromisoformat(time), UUID(room_id)
-    except (ValueError, binascii.Error):
-        raise ValidationFailedError(errors={"cursor": ["Not a cursor of this list."]}) from None
+    """Return what `_cursor_of` put into a cursor; in just its form, as Python reads times that PostgreSQL does not."""
+    with suppress(ValueError):
+        decoded = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        if found := _CURSOR.fullmatch(decoded.decode("ascii")):
+            return datetime.fromisoformat(found["time"]), UUID(found["id"])
+    raise ValidationFailedError(errors={"cursor": ["Not a cursor of this list."]})

@@ -91,6 +91,9 @@ class EmbeddedPostgres:
             "max_connections": "200",
             "timezone": "UTC",
             "log_timezone": "UTC",
+            # A failed statement would be logged whole, with the prompts and numbers in it.
+            "log_min_error_statement": "panic",
+            "log_error_verbosity": "terse",
         }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return Child(

@@ -38,7 +38,7 @@ from chatapi.dev.standin_http import MAX_BODY_BYTES, BodyRefusedError, StandinHa
 
 logger = logging.getLogger(__name__)
 
-MAX_RECORDED_REQUESTS = 1000
+MAX_RECORDED_REQUESTS = 200
 MAX_HANG_SECONDS = 600
 DRIP_SECONDS = 0.2
 RECORDED_HEADERS = ("content-type", "user-agent", "x-goog-api-client", "x-request-id")

@@ -104,7 +104,7 @@ def _completed(answer: Answer) -> Ending:
     return Ending(
         status="completed",
         content=storable(answer.text),
-        model=answer.model,
+        model=storable(answer.model),
         prompt_tokens=answer.prompt_tokens,
         output_tokens=answer.output_tokens,
     )

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import structlog
 from flask import Flask
-from sqlalchemy.exc import SQLAlchemyError
 
 from chatapi.extensions import in_transaction
 from chatapi.replies.jobs import RENEW_EVERY_SECONDS, Lease, renew_leases
@@ -59,7 +58,7 @@ class LeaseKeeper:
         with self._app.app_context():
             try:
                 kept = in_transaction(lambda: renew_leases(leases))
-            except SQLAlchemyError as error:
+            except Exception as error:  # noqa: BLE001 - this thread must not end: nobody else would renew
                 # The next round tries again; leases outlive two missed rounds.
                 log.warning("leases_not_renewed", count=len(leases), reason=type(error).__name__)
                 return

@@ -22,7 +22,7 @@ def read_me() -> dict[str, Any]:
 
 
 @blueprint.route("/me", methods=["PUT", "PATCH"])
-@blueprint.arguments(UpdateProfileSchema)
+@blueprint.arguments(UpdateProfileSchema, required=False)
 @blueprint.response(200, UpdatedProfileSchema)
 def update_me(body: dict[str, Any]) -> dict[str, Any]:
     """Change the caller's account

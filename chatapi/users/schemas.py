@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from marshmallow import fields
 
-from chatapi.auth.schemas import Email, UserSchema
-from chatapi.schemas import ApiSchema, Name
+from chatapi.auth.schemas import UserSchema
+from chatapi.schemas import ApiSchema, Email, Name
 
 
 class UserStatsSchema(ApiSchema):

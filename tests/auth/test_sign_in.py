@@ -241,6 +241,15 @@ def test_stranger_gains_nothing_when_signing_up_somebody_elses_number(
     assert verify(client, number, request_otp(client, number)).get_json()["user"]["email"] is None
 
 
+def test_signup_shows_nothing_that_another_one_sent(client: FlaskClient, new_number: NewNumber) -> None:
+    number = new_number()
+    client.post("/auth/signup", json={"mobile_number": number, "name": "Ada", "email": "ada@example.org"})
+
+    user = client.post("/auth/signup", json={"mobile_number": number}).get_json()["user"]
+
+    assert (user["name"], user["email"]) == (None, None)
+
+
 def test_signup_token_does_nothing_when_it_is_for_another_number(client: FlaskClient, new_number: NewNumber) -> None:
     mine, other = new_number(), new_number()
     token = client.post("/auth/signup", json={"mobile_number": other, "email": "e@example.org"}).get_json()[

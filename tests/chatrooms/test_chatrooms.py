@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -153,6 +154,29 @@ def test_list_is_refused_when_the_query_makes_no_sense(account: Account, query: 
 
     assert (answer.status_code, answer.get_json()["error"]) == (422, "validation_failed")
     assert list(answer.get_json()["errors"]) == [query.split("=", maxsplit=1)[0]]
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["2026-01-01T00:00:00+23:59", "2026-01-01T00:00:00.000000+16:00", "2026-01-01T00:00:00.000000", "2026-W01-1",
+     "0000-01-01T00:00:00.000000Z", "2026-13-01T00:00:00.000000Z", "2026-01-01T00:00:00.000000Z\n", "infinity", ""],
+)  # fmt: skip
+def test_list_is_refused_when_the_cursor_was_made_up(account: Account, time: str) -> None:
+    cursor = base64.urlsafe_b64encode(f"{time} {UNKNOWN}".encode()).decode().rstrip("=")
+
+    assert account.call("GET", f"/chatroom?cursor={cursor}").status_code == 422
+
+
+def test_room_is_changed_or_not_found_when_changes_race_its_deletion(app: Flask, account: Account) -> None:
+    for _ in range(20):
+        room_id = account.open_room(title="short-lived")
+
+        def work(index: int, room_id: str = room_id) -> int:
+            via = Account(account.id, account.mobile_number, account.token, app.test_client())
+            method, body = ("DELETE", None) if index == 0 else ("PUT", {"title": str(index)})
+            return via.call(method, f"/chatroom/{room_id}", body).status_code
+
+        assert set(race(6, work)) <= {200, 404}
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])

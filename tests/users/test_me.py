@@ -53,7 +53,10 @@ def test_me_is_unchanged_when_nothing_is_said(account: Account) -> None:
     [
         {"name": ""}, {"name": "   "}, {"name": "x" * 101}, {"name": "a\u202eb"}, {"email": "nobody"},
         {"email": "a@b@c"}, {"email": "a@example.org\x00"}, {"email": "x" * 250 + "@example.org"},
-        {"email": "\ud800@example.org"}, {"mobile_number": "15551234567"}, {"subscription_tier": "pro"},
+        {"email": "\ud800@example.org"},
+        {"email": "a@\ud800.com"},
+        {"email": "a@\u202ex.com"}, {"email": "a@exam\u200dple.com"}, {"email": '"\x01"@x.com'},
+        {"mobile_number": "15551234567"}, {"subscription_tier": "pro"},
         {"pro_until": "2099-01-01T00:00:00Z"}, {"id": "1"},
     ],
 )  # fmt: skip
