@@ -280,6 +280,28 @@ def test_late_answer_is_refused_when_another_worker_took_the_lease_over(
     assert account.daily_usage() == 1
 
 
+@pytest.mark.parametrize("ending", [generate._completed(Answer("late", "m", 1, 1)), generate._failed("timed_out")])
+def test_late_ending_is_refused_while_another_worker_holds_the_lease(
+    app: Flask, account: Account, sql: Callable[..., Any], ending: jobs.Ending
+) -> None:
+    room_id = account.open_room()
+    reply_id = account.prompt(room_id, "hello")
+    with app.app_context():
+        stale = in_transaction(lambda: jobs.take_lease(UUID(reply_id)))
+        sql("UPDATE reply_jobs SET lease_expires_at = now() WHERE message_id = :id", id=reply_id)
+        holder = in_transaction(lambda: jobs.take_lease(UUID(reply_id)))
+        assert stale is not None
+        assert holder is not None
+
+        generate._end(stale, ending)
+        assert not in_transaction(lambda: jobs.schedule_retry(stale, 0))
+        assert in_transaction(lambda: jobs.renew_leases([stale])) == 0
+
+    assert account.read(room_id, reply_id)["status"] == "processing"
+    assert sql("SELECT lease_token FROM reply_jobs WHERE message_id = :id", id=reply_id).lease_token == holder.token
+    assert account.daily_usage() == 1
+
+
 def test_late_failure_gives_nothing_back_when_another_worker_answered(
     app: Flask, account: Account, gemini: GeminiStandin, attempt: Callable[..., None], sql: Callable[..., Any]
 ) -> None:
