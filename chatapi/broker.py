@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+import dramatiq
 import redis
 import structlog
 from dramatiq import Message, Middleware
 from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
 from dramatiq.errors import ConnectionClosed
 from flask import Flask, current_app
+from sqlalchemy.exc import SQLAlchemyError
 
 from chatapi.breaker import CircuitOpenError, RedisBreaker
+from chatapi.errors import log_database_error
 from chatapi.extensions import REDIS_OPTIONS
 
 NAMESPACE = "{dramatiq}"
@@ -106,7 +110,23 @@ def worker_broker(app: Flask) -> QueueBroker:
     return QueueBroker(client=client, namespace=NAMESPACE, middleware=[AppContext(app)])
 
 
-def ring(actor_name: str, queue_name: str, *ids: UUID) -> bool:
+def declare_actor(broker: QueueBroker, actor_name: str, queue_name: str, work: Callable[[UUID], None]) -> None:
+    """Tell `broker` what a message to `actor_name` asks for: `work` on the row of an id, which is safe to run twice.
+
+    Failures of the database are logged by our own rules, as Dramatiq would log their messages, which quote values. What
+    failed is still in PostgreSQL, and the sweeper rings for it again.
+    """
+
+    def run(row_id: str) -> None:
+        try:
+            work(UUID(row_id))
+        except SQLAlchemyError as error:
+            log_database_error(error)
+
+    dramatiq.actor(actor_name=actor_name, queue_name=queue_name, broker=broker)(run)
+
+
+def ring(actor_name: str, queue_name: str, row_id: UUID) -> bool:
     """Wake a worker up for what is committed already; return whether Redis took the message.
 
     The actor is named and not imported, so that ringing needs nothing of what it does. False is no loss: the
@@ -115,7 +135,7 @@ def ring(actor_name: str, queue_name: str, *ids: UUID) -> bool:
     broker: QueueBroker = current_app.extensions["broker"]
     breaker: RedisBreaker = current_app.extensions["broker_breaker"]
     message: Message[Any] = Message(
-        queue_name=queue_name, actor_name=actor_name, args=tuple(str(each) for each in ids), kwargs={}, options={}
+        queue_name=queue_name, actor_name=actor_name, args=(str(row_id),), kwargs={}, options={}
     )
     try:
         breaker.call(lambda: broker.enqueue(message))

@@ -93,7 +93,7 @@ def index() -> dict[str, Any]:
         "docs": "/docs",
         "openapi": "/openapi.json",
         "health": "/health",
-        "auth": "/auth",
+        "sign_in": "/auth/send-otp",
         "user": "/user/me",
         "chatrooms": "/chatroom",
     }

@@ -1,4 +1,4 @@
-"""What a Dramatiq process runs: `dramatiq chatapi.worker --queues replies` (or `chores`)."""
+"""What the worker process runs: `dramatiq chatapi.worker --queues replies`."""
 
 from __future__ import annotations
 

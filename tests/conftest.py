@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import text
 
 from chatapi.app import create_app
 from chatapi.dev.gemini_standin import GeminiStandin
@@ -108,3 +109,14 @@ def sign_in(client: FlaskClient, new_number: Callable[[], str]) -> Callable[...,
 @pytest.fixture
 def account(sign_in: Callable[..., Account]) -> Account:
     return sign_in()
+
+
+@pytest.fixture
+def pro_account(app: Flask, account: Account) -> Account:
+    """Somebody who has paid for Pro."""
+    with app.app_context():
+        db.session.execute(
+            text("UPDATE users SET pro_until = now() + interval '1 hour' WHERE id = :id"), {"id": account.id}
+        )
+        db.session.commit()
+    return account

@@ -276,8 +276,10 @@ def test_routes_answer_503_when_postgresql_is_away(make_app: Callable[..., Flask
     assert_refused(client.get("/chatroom", headers=account.headers), 503, "service_unavailable")
 
 
-def test_index_links_to_what_is_there(client: FlaskClient) -> None:
+def test_index_links_to_what_is_there(app: Flask, client: FlaskClient) -> None:
     links = client.get("/").get_json()["links"]
+
+    assert set(links.values()) <= {rule.rule for rule in app.url_map.iter_rules()}
 
     for name in ("docs", "openapi", "health"):
         assert client.get(links[name]).status_code == 200

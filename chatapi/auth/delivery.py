@@ -15,7 +15,7 @@ import requests
 import structlog
 from cryptography.fernet import Fernet
 from flask import current_app
-from sqlalchemy import delete, func, update
+from sqlalchemy import delete, func, select, update
 
 from chatapi.auth.models import OutboxMessage
 from chatapi.auth.otp import OTP_TTL_SECONDS, Purpose
@@ -93,11 +93,10 @@ def deliver_otp(outbox_id: UUID) -> None:
 
 
 def take_due_deliveries(limit: int) -> list[UUID]:
-    """Return up to `limit` rows that are due and undelivered, to be rung after commit; drop those too old."""
-    db.session.execute(delete(OutboxMessage).where(OutboxMessage.expires_at <= func.now()))
+    """Return up to `limit` rows that are due, undelivered and still of use, to be rung after commit."""
     due = (
-        db.select(OutboxMessage.id)
-        .where(OutboxMessage.due_at <= func.now())
+        select(OutboxMessage.id)
+        .where(OutboxMessage.due_at <= func.now(), OutboxMessage.expires_at > func.now())
         .order_by(OutboxMessage.due_at)
         .limit(limit)
         .with_for_update(skip_locked=True)

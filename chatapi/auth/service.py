@@ -45,6 +45,8 @@ def sign_up(mobile_number: str, name: str | None, email: str | None, password: s
     E-mail and password wait until verify-otp brings that token with a code of the number, so signing up a
     stranger's number gains nothing. Raises `AlreadyRegisteredError` once the number is verified.
     """
+    # Before the row is locked: hashing takes its time on purpose.
+    password_hash = _password_hasher.hash(password) if password else None
     user = _ensure_user(mobile_number)
     if user.verified_at is not None:
         raise AlreadyRegisteredError
@@ -56,7 +58,7 @@ def sign_up(mobile_number: str, name: str | None, email: str | None, password: s
             user_id=user.id,
             name=name,
             email=email,
-            password_hash=_password_hasher.hash(password) if password else None,
+            password_hash=password_hash,
             expires_at=func.now() + timedelta(seconds=SIGNUP_TTL_SECONDS),
         )
     )

@@ -30,12 +30,12 @@ def system_children(environ: Mapping[str, str], port: int | None = None, log_dir
         command = [sys.executable, "-m", *words]
         return Child(name, command, env={**environ, **names}, stop_timeout=stop_timeout, log=log)
 
-    def consumer(name: str, queue: str, processes: str, threads: str) -> Child:
+    def consumer(name: str, module: str, queue: str, processes: str, threads: str) -> Child:
         pool = ["--processes", processes, "--threads", threads, "--queues", queue]
         return child(
             name,
             "dramatiq",
-            "chatapi.worker",
+            module,
             *pool,
             # In milliseconds, and shorter than `stop_timeout`.
             "--worker-shutdown-timeout",
@@ -48,8 +48,8 @@ def system_children(environ: Mapping[str, str], port: int | None = None, log_dir
     return [
         # Twice gunicorn's own grace: it decides before we do.
         child("web", "gunicorn", "wsgi:app", stop_timeout=20.0),
-        consumer("worker", "replies", processes, threads),
-        consumer("chores", "chores", "1", "4"),
+        consumer("worker", "chatapi.worker", "replies", processes, threads),
+        consumer("chores", "chatapi.chores", "chores", "1", "4"),
         child("sweeper", "flask", "sweeper"),
     ]
 

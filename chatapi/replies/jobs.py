@@ -33,7 +33,6 @@ class Lease:
     message_id: UUID
     room_id: UUID
     user_id: UUID
-    seq: int
     token: int
     attempt: int
     age_seconds: float
@@ -73,7 +72,7 @@ _TAKE = text("""
     ), shown AS (
         UPDATE messages SET status = 'processing', updated_at = now() WHERE id = (SELECT message_id FROM job)
     )
-    SELECT job.message_id, job.room_id, job.user_id, job.seq, job.lease_token, job.attempts, reply.charged_day,
+    SELECT job.message_id, job.room_id, job.user_id, job.lease_token, job.attempts, reply.charged_day,
            extract(epoch FROM clock_timestamp() - job.created_at)::float AS age_seconds
     FROM job, reply
 """)
@@ -137,7 +136,6 @@ def take_lease(message_id: UUID) -> Lease | None:
         row.message_id,
         row.room_id,
         row.user_id,
-        row.seq,
         row.lease_token,
         row.attempts,
         row.age_seconds,

@@ -13,7 +13,7 @@ from sqlalchemy import delete, func, or_
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatapi.auth.delivery import ring_delivery, take_due_deliveries
-from chatapi.auth.models import OtpCode, RefreshToken, Signup
+from chatapi.auth.models import OtpCode, OutboxMessage, RefreshToken, Signup
 from chatapi.broker import is_reachable
 from chatapi.chatrooms.prompts import ring_reply
 from chatapi.extensions import db, in_transaction
@@ -64,10 +64,11 @@ def sweep() -> int:
 
 
 def clean() -> None:
-    """Delete codes, sign-ups and tokens that are past their life."""
+    """Delete codes, also undelivered ones, sign-ups and tokens that are past their life."""
 
     def delete_expired() -> None:
         db.session.execute(delete(OtpCode).where(or_(OtpCode.expires_at < func.now(), OtpCode.used_at.is_not(None))))
+        db.session.execute(delete(OutboxMessage).where(OutboxMessage.expires_at < func.now()))
         db.session.execute(delete(Signup).where(Signup.expires_at < func.now()))
         db.session.execute(delete(RefreshToken).where(RefreshToken.expires_at < func.now()))
 

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from chatapi.auth.delivery import deliver_otp, take_due_deliveries
 from chatapi.extensions import db, in_transaction
-from chatapi.replies.sweeper import sweep
+from chatapi.replies.sweeper import clean
 
 KEY = b"the gateway's own secret"
 
@@ -148,11 +148,12 @@ def test_code_is_due_again_when_it_was_not_delivered(app: Flask, new_number: Cal
 
 def test_code_is_dropped_when_its_life_is_over(app: Flask, gateway: Gateway, new_number: Callable[[], str]) -> None:
     row = request_code(app, new_number())
-    db.session.execute(text("UPDATE otp_outbox SET expires_at = now(), due_at = now()"))
+    db.session.execute(text("UPDATE otp_outbox SET expires_at = now() - interval '1 s', due_at = now()"))
     db.session.commit()
 
     deliver_otp(row.id)
-    sweep()
+    assert in_transaction(lambda: take_due_deliveries(10)) == []
+    clean()
 
     assert gateway.received == []
     assert outbox() == []

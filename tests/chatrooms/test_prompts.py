@@ -89,17 +89,12 @@ def test_limit_is_what_the_operator_says(
     assert answers == [201] * limit + [429] * (3 - limit)
 
 
-def test_pro_user_is_neither_limited_nor_counted(app: Flask, account: Account) -> None:
-    with app.app_context():
-        db.session.execute(
-            text("UPDATE users SET pro_until = now() + interval '1 hour' WHERE id = :id"), {"id": account.id}
-        )
-        db.session.commit()
-    room_id = account.open_room()
+def test_pro_user_is_neither_limited_nor_counted(pro_account: Account) -> None:
+    room_id = pro_account.open_room()
 
-    assert [account.send(room_id, "hi").status_code for _ in range(7)] == [201] * 7
-    assert account.daily_usage() == 0
-    assert account.call("GET", "/user/me").get_json()["user"]["subscription_tier"] == "pro"
+    assert [pro_account.send(room_id, "hi").status_code for _ in range(7)] == [201] * 7
+    assert pro_account.daily_usage() == 0
+    assert pro_account.call("GET", "/user/me").get_json()["user"]["subscription_tier"] == "pro"
 
 
 def test_yesterdays_prompts_do_not_count_today(app: Flask, account: Account) -> None:
@@ -138,16 +133,11 @@ def test_longest_prompt_is_accepted_whatever_its_script(account: Account) -> Non
     assert account.send(room_id, "\u202e" + "🙂" * 4999).status_code == 201
 
 
-def test_prompts_racing_in_one_room_have_numbers_without_gap(app: Flask, account: Account) -> None:
-    with app.app_context():
-        db.session.execute(
-            text("UPDATE users SET pro_until = now() + interval '1 hour' WHERE id = :id"), {"id": account.id}
-        )
-        db.session.commit()
-    room_id = account.open_room()
+def test_prompts_racing_in_one_room_have_numbers_without_gap(app: Flask, pro_account: Account) -> None:
+    room_id = pro_account.open_room()
 
     def send(index: int) -> None:
-        via = Account(account.id, account.mobile_number, account.token, app.test_client())
+        via = Account(pro_account.id, pro_account.mobile_number, pro_account.token, app.test_client())
         for number in range(5):
             via.prompt(room_id, f"{index}.{number}")
 

@@ -183,16 +183,17 @@ def test_exactly_the_prompts_left_are_accepted_when_fifty_arrive_at_both_web_wor
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_web_process_never_loads_the_gemini_sdk(system: System, someone: Account) -> None:
+def test_only_the_worker_loads_the_gemini_sdk(system: System, someone: Account) -> None:
     """The SDK brings gRPC's shared library: mapped into the worker that answers, and into no process of the web."""
     room_id = someone.open_room()
     reply_id = someone.prompt(room_id, "hello")
     wait_for(lambda: finished(someone, room_id, [reply_id]))
 
-    loaded = {name: [_has_sdk(pid) for pid in _group(system[name].pid or 0)] for name in ("web", "worker")}
+    loaded = {name: [_has_sdk(pid) for pid in _group(system[name].pid or 0)] for name in ("web", "chores", "worker")}
 
     assert len(loaded["web"]) >= 3
     assert not any(loaded["web"])
+    assert not any(loaded["chores"])
     assert any(loaded["worker"])
 
 
