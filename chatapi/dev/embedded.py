@@ -310,6 +310,8 @@ def _end_leftover(pid_file: Path, data_dir: Path, stop_signal: signal.Signals, t
     try:
         if str(data_dir) in command:
             os.kill(pid, stop_signal)
+            # The line is gone a moment before the last thread is, so its port or lock may be held a moment longer:
+            # then the new server fails to start and is started again.
             if not wait_until(lambda: _command_line(pid) != command, timeout):
                 raise StartError(f"A server left behind on {data_dir} does not end; end it with `kill -9 {pid}`.")
         os.kill(pid, 0)

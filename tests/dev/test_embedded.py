@@ -17,6 +17,7 @@ import redis
 
 from chatapi.dev import embedded
 from chatapi.dev.embedded import EmbeddedPostgres, EmbeddedValkey, StartError, free_port
+from chatapi.dev.processes import wait_until
 
 
 def query(url: str, sql: str) -> list[tuple[object, ...]]:
@@ -91,6 +92,7 @@ def test_postgres_ends_a_server_that_a_killed_runner_left(postgres: EmbeddedPost
     second = postgres.child(tmp_path / "log")
     second.start()
     try:
+        assert wait_until(lambda: first.poll() is not None, 10.0)
         assert first.poll() == 0
         assert postgres.wait_ready()
         assert second.is_running()
@@ -208,6 +210,7 @@ def test_valkey_ends_a_server_that_a_killed_runner_left(valkey: EmbeddedValkey, 
     child = second.child(tmp_path / "log")
     child.start()
     try:
+        assert wait_until(lambda: first.poll() is not None, 10.0)
         assert first.poll() == 0
         assert second.wait_ready()
     finally:
