@@ -26,6 +26,12 @@ MIN_DISTINCT_CHARACTERS = 8
 WELL_KNOWN_SECRETS = ("secret", "changeme", "change-me", "your-", "your_", "jwt-secret", "jwt_secret", "example")
 """How secrets begin that were copied from somebody's example."""
 
+OTP_DELIVERIES: dict[str, tuple[str, ...]] = {
+    "echo": (),
+    "webhook": ("OTP_WEBHOOK_URL", "OTP_WEBHOOK_SECRET"),
+}
+"""The values of OTP_DELIVERY, each with the settings that it needs."""
+
 
 class ConfigError(Exception):
     """The environment cannot be used as it is.
@@ -95,7 +101,9 @@ class SettingsSchema(Schema):
     JWT_SECRET = fields.String(load_default=None)
     JWT_ACCESS_TTL_SECONDS = Count(3600)
     JWT_REFRESH_TTL_SECONDS = Count(30 * 24 * 3600)
-    OTP_DELIVERY = fields.String(load_default=None, validate=_one_of("echo", "webhook"))
+    AUTH_IP_LIMIT = Count(30, least=0, most=10_000)
+    OTP_GLOBAL_FAILURES = Count(500)
+    OTP_DELIVERY = fields.String(load_default=None, validate=_one_of(*OTP_DELIVERIES))
     OTP_WEBHOOK_URL = Url(("http", "https"), load_default=None)
     OTP_WEBHOOK_SECRET = fields.String(load_default=None)
 
@@ -134,10 +142,10 @@ class SettingsSchema(Schema):
             faults["REPLY_ATTEMPT_SECONDS"] = "must be more than GEMINI_TIMEOUT_SECONDS, or calls outlive their lease"
         if fault := _fault_of_webhook_secret(settings.get("OTP_WEBHOOK_SECRET") or ""):
             faults["OTP_WEBHOOK_SECRET"] = fault
-        if settings.get("OTP_DELIVERY") == "webhook":
-            for name in ("OTP_WEBHOOK_URL", "OTP_WEBHOOK_SECRET"):
-                if settings.get(name, "") is None:
-                    faults[name] = "is not set, but OTP_DELIVERY is webhook"
+        delivery = settings.get("OTP_DELIVERY")
+        for name in OTP_DELIVERIES.get(delivery or "", ()):
+            if settings.get(name, "") is None:
+                faults[name] = f"is not set, but OTP_DELIVERY is {delivery}"
         if faults:
             raise ValidationError(faults)
 
@@ -152,14 +160,20 @@ class SettingsSchema(Schema):
             if settings.get(name, "") is None
         }
         if settings.get("OTP_DELIVERY", "") is None:
-            faults["OTP_DELIVERY"] = "is not set; production needs webhook"
+            faults["OTP_DELIVERY"] = f"is not set; production needs {_real_deliveries()}"
         elif settings.get("OTP_DELIVERY") == "echo":
-            faults["OTP_DELIVERY"] = "is echo, which hands sign-in codes to whoever asks; production needs webhook"
+            faults["OTP_DELIVERY"] = (
+                f"is echo, which hands sign-in codes to whoever asks; production needs {_real_deliveries()}"
+            )
         secret = settings["JWT_SECRET"] or ""
         if fault := _fault_of_secret(secret):
             faults["JWT_SECRET"] = fault
         if faults:
             raise ValidationError(faults)
+
+
+def _real_deliveries() -> str:
+    return " or ".join(name for name in OTP_DELIVERIES if name != "echo")
 
 
 def _fault_of_secret(secret: str) -> str | None:

@@ -1,22 +1,20 @@
-"""How a code reaches its owner: echoed in the answer, or posted to an SMS gateway from an outbox."""
+"""How a code reaches its owner: echoed in the answer, or through an outbox by the configured gateway."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import json
-import time
+import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-import requests
 import structlog
 from cryptography.fernet import Fernet
 from flask import current_app
 from sqlalchemy import delete, func, select, update
 
+from chatapi.auth.gateways import DeliveryFailedError, OtpMessage, configured_gateway
 from chatapi.auth.models import OutboxMessage
 from chatapi.auth.otp import OTP_TTL_SECONDS, Purpose
 from chatapi.broker import ring
@@ -24,7 +22,6 @@ from chatapi.extensions import db, in_transaction
 from chatapi.ids import uuid7
 from chatapi.keys import derived_key
 
-GATEWAY_TIMEOUT_SECONDS = (3, 10)
 RETRY_SECONDS = 15
 """When a code that was not delivered is due again: longer than one attempt can take."""
 
@@ -46,10 +43,9 @@ def dispatch(mobile_number: str, purpose: Purpose, code: str) -> Dispatched:
     """Hand a code over to the configured delivery, within the caller's transaction."""
     if current_app.config["OTP_DELIVERY"] == "echo":
         return Dispatched(echo=code)
-    body = json.dumps({"mobile_number": mobile_number, "purpose": purpose, "otp": code})
     message = OutboxMessage(
         id=uuid7(),
-        payload=_cipher().encrypt(body.encode()),
+        payload=_seal(mobile_number, purpose, code),
         due_at=func.now() + timedelta(seconds=RETRY_SECONDS),
         expires_at=func.now() + timedelta(seconds=OTP_TTL_SECONDS),
     )
@@ -63,30 +59,22 @@ def ring_delivery(outbox_id: UUID) -> None:
 
 
 def deliver_otp(outbox_id: UUID) -> None:
-    """Post one code to the gateway. What fails stays in the outbox, where the sweeper finds it when due again.
+    """Hand one code to the gateway. What fails stays in the outbox, where the sweeper finds it when due again.
 
-    Safe to run twice: the gateway sees the same `webhook-id` and can tell. No transaction is open while the
+    Safe to run twice: the gateway is given the same `message_id` and can tell. No transaction is open while the
     gateway is waited for.
     """
     payload = in_transaction(lambda: _take(outbox_id))
     if payload is None:
         return
-    body = _cipher().decrypt(payload)
     try:
-        response = requests.post(
-            current_app.config["OTP_WEBHOOK_URL"],
-            data=body,
-            headers={"Content-Type": "application/json", **_signature_headers(outbox_id, body)},
-            timeout=GATEWAY_TIMEOUT_SECONDS,
-            allow_redirects=False,
-            stream=True,  # What the gateway has to say is not waited for.
-        )
-        response.close()
-    except requests.RequestException as error:
-        log.warning("otp_delivery_failed", outbox_id=str(outbox_id), reason=type(error).__name__)
+        configured_gateway().send(_open(outbox_id, payload))
+    except DeliveryFailedError as error:
+        log.warning("otp_delivery_failed", outbox_id=str(outbox_id), reason=error.reason, status=error.status)
         return
-    if response.status_code // 100 != 2:
-        log.warning("otp_delivery_failed", outbox_id=str(outbox_id), status=response.status_code)
+    except Exception as error:  # noqa: BLE001 - Dramatiq would log its text, which may quote the number or the code.
+        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+        log.error("otp_delivery_broken", outbox_id=str(outbox_id), reason=type(error).__name__, where=where)  # noqa: TRY400
         return
     in_transaction(lambda: db.session.execute(delete(OutboxMessage).where(OutboxMessage.id == outbox_id)))
     log.info("otp_delivered", outbox_id=str(outbox_id))
@@ -111,6 +99,12 @@ def take_due_deliveries(limit: int) -> list[UUID]:
     return list(db.session.scalars(statement))
 
 
+def prune_outbox() -> int:
+    """Delete codes that were not delivered within their life; return how many."""
+    deleted: int = db.session.execute(delete(OutboxMessage).where(OutboxMessage.expires_at < func.now())).rowcount  # type: ignore[attr-defined]
+    return deleted
+
+
 def _take(outbox_id: UUID) -> bytes | None:
     """Count an attempt; return the encrypted code, or None when it was delivered or is too old."""
     payload: bytes | None = db.session.scalar(
@@ -123,18 +117,15 @@ def _take(outbox_id: UUID) -> bytes | None:
     return payload
 
 
+def _seal(mobile_number: str, purpose: Purpose, code: str) -> bytes:
+    content = {"mobile_number": mobile_number, "purpose": purpose, "otp": code}
+    return _cipher().encrypt(json.dumps(content).encode())
+
+
+def _open(outbox_id: UUID, payload: bytes) -> OtpMessage:
+    content = json.loads(_cipher().decrypt(payload))
+    return OtpMessage(outbox_id, content["mobile_number"], content["purpose"], content["otp"])
+
+
 def _cipher() -> Fernet:
     return Fernet(base64.urlsafe_b64encode(derived_key("otp-outbox")))
-
-
-def _signature_headers(outbox_id: UUID, body: bytes) -> dict[str, str]:
-    """Return the headers of Standard Webhooks 1.0: id, timestamp, and an HMAC over both and the body."""
-    secret: str = current_app.config["OTP_WEBHOOK_SECRET"]
-    key = base64.b64decode(secret.removeprefix("whsec_")) if secret.startswith("whsec_") else secret.encode()
-    timestamp = str(int(time.time()))
-    signature = hmac.digest(key, f"{outbox_id}.{timestamp}.".encode() + body, hashlib.sha256)
-    return {
-        "webhook-id": str(outbox_id),
-        "webhook-timestamp": timestamp,
-        "webhook-signature": "v1," + base64.b64encode(signature).decode(),
-    }
