@@ -9,17 +9,18 @@ from flask import Flask
 
 from chatapi import cli, observability, openapi, parsing, security
 from chatapi.auth.routes import blueprint as auth
-from chatapi.auth.tokens import configure_jwt, identify_caller, require_user
+from chatapi.auth.session_routes import blueprint as sessions
+from chatapi.auth.tokens import configure_jwt, identify_caller, init_tokens, require_user
 from chatapi.broker import check_eviction_policy, init_broker
 from chatapi.chatrooms.routes import blueprint as chatrooms
 from chatapi.errors import register_error_handlers
-from chatapi.extensions import REDIS_OPTIONS, JSONCacheSerializer, api, cache, db, jwt, migrate
+from chatapi.extensions import REDIS_OPTIONS, JSONCacheSerializer, api, cache, db, migrate
 from chatapi.logs import configure_logging
 from chatapi.users.routes import blueprint as users
 from config import ROOT, ConfigError, load_settings
 
 PUBLIC = (observability.blueprint, auth)
-PROTECTED = (users, chatrooms)
+PROTECTED = (sessions, users, chatrooms)
 """Every route of these needs a good token; a route in a new blueprint is one or the other, and it is said here."""
 
 MIGRATIONS = ROOT / "migrations"
@@ -103,7 +104,7 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _init_extensions(app: Flask) -> None:
     db.init_app(app)
     migrate.init_app(app, db, directory=str(MIGRATIONS))
-    jwt.init_app(app)
+    init_tokens(app)
     cache.init_app(app)
     init_broker(app)
 

@@ -10,6 +10,7 @@ import click
 from flask import Flask
 from flask.cli import with_appcontext
 
+from chatapi.accounts_cli import otp_commands, user_commands
 from chatapi.replies.sweeper import run_sweeper
 
 
@@ -29,4 +30,5 @@ def sweeper() -> None:
 
 def register_commands(app: Flask) -> None:
     """Add our commands to `flask`."""
-    app.cli.add_command(sweeper)
+    for command in (sweeper, user_commands, otp_commands):
+        app.cli.add_command(command)

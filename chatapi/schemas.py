@@ -97,6 +97,15 @@ class MobileNumber(fields.String):
         return "+" + number.removeprefix("+")
 
 
+class Flag(fields.Boolean):
+    """True or false, and nothing that may be taken for it, such as 1 or "yes"."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return bool(super()._deserialize(value, attr, data, **kwargs))
+
+
 class QueryCount(fields.Integer):
     """A whole number in a query string, in plain ASCII digits, from 1 to `most`."""
 
@@ -137,6 +146,7 @@ class ErrorSchema(Schema):
 __all__ = [
     "ApiSchema",
     "ErrorSchema",
+    "Flag",
     "MobileNumber",
     "Name",
     "QueryCount",

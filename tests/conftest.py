@@ -14,6 +14,7 @@ from sqlalchemy import text
 from chatapi.app import create_app
 from chatapi.dev.gemini_standin import GeminiStandin
 from chatapi.extensions import db
+from tests import leaks
 from tests.document import check_answers
 from tests.support import Account, Services
 
@@ -31,6 +32,14 @@ def _plain_environment() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_leaks() -> Iterator[None]:
+    """Fail the run, in the end, if its answers or logs show a code, a token or a number where none may be."""
+    with leaks.SUITE.capture_logs():
+        yield
+    leaks.SUITE.fail_on_findings()
+
+
 @pytest.fixture(scope="session")
 def services(_plain_environment: None) -> Iterator[Services]:
     services = Services()
@@ -43,13 +52,14 @@ def services(_plain_environment: None) -> Iterator[Services]:
 def make_app(services: Services) -> Iterator[Callable[..., Flask]]:
     """Return what builds an application on the suite's servers, with some settings changed.
 
-    Whatever it answers is held against the OpenAPI document.
+    Whatever it answers is held against the OpenAPI document and searched for leaks.
     """
     apps: list[Flask] = []
 
     def make(**changes: str) -> Flask:
         app = create_app({**services.environ, **changes})
         check_answers(app)
+        leaks.SUITE.watch(app)
         apps.append(app)
         return app
 

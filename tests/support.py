@@ -22,6 +22,7 @@ from chatapi.app import create_app
 from chatapi.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
 from chatapi.dev.gemini_standin import GeminiStandin
 from chatapi.extensions import db
+from tests import leaks
 
 T = TypeVar("T")
 
@@ -54,6 +55,7 @@ class Services:
             "GEMINI_API_ENDPOINT": self.gemini.url,
             "JWT_SECRET": secrets.token_urlsafe(48),
             "RATE_LIMIT_MAX_REQUESTS": "1000000",
+            "AUTH_IP_LIMIT": "0",
             "STAND_INS": "Gemini",
         }
         app = create_app(self.environ)
@@ -65,6 +67,7 @@ class Services:
         self.valkey_process.stop()
         self.postgres_process.stop()
         self.gemini.stop()
+        leaks.SUITE.note_log_files(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

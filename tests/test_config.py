@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from config import ConfigError, development_secret, load_settings, sqlalchemy_url
+from config import ROOT, ConfigError, development_secret, load_settings, sqlalchemy_url
 
 SECRET = "q8dZr1xWm5TfY0bKp7LhNc3VjEs9GuAo"
 PRODUCTION = {
@@ -83,6 +87,9 @@ def test_production_refuses_to_start_when_something_is_unsafe_or_missing(name: s
         ("OTP_WEBHOOK_SECRET", "whsec_abcde"),
         ("REPLY_ATTEMPT_SECONDS", "60"),
         ("LOG_LEVEL", "loud"),
+        ("AUTH_IP_LIMIT", "-1"),
+        ("AUTH_IP_LIMIT", "10001"),
+        ("OTP_GLOBAL_FAILURES", "0"),
     ],
 )
 def test_settings_are_refused_when_a_value_makes_no_sense(name: str, value: str) -> None:
@@ -96,6 +103,57 @@ def test_faults_are_named_all_at_once_when_there_are_several() -> None:
 
     named = {fault.split()[0] for fault in faults}
     assert named == {"PORT", "OTP_DELIVERY", "JWT_SECRET", "GEMINI_API_KEY", "BASIC_DAILY_PROMPTS"}
+
+
+INSECURE = {
+    "DATABASE_URL": "",
+    "REDIS_URL": "",
+    "JWT_SECRET": "changeme",
+    "GEMINI_API_KEY": "",
+    "OTP_DELIVERY": "echo",
+    "AUTH_IP_LIMIT": "-1",
+    "OTP_GLOBAL_FAILURES": "0",
+}
+"""A production setting each that would let strangers in, or lose what people send."""
+
+
+@pytest.mark.parametrize("count", range(1, len(INSECURE) + 1))
+def test_every_combination_of_insecure_settings_is_refused_with_each_of_them_named(count: int) -> None:
+    for names in combinations(INSECURE, count):
+        faults = faults_of(**{name: INSECURE[name] for name in names})
+
+        assert sorted(fault.split()[0] for fault in faults) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "gunicorn", "wsgi:app"],
+        ["-m", "dramatiq", "chatapi.worker", "--processes", "1"],
+        ["-m", "dramatiq", "chatapi.chores", "--processes", "1"],
+        ["-m", "flask", "--app", "wsgi", "sweeper"],
+    ],
+    ids=lambda command: " ".join(command[1:]),
+)
+def test_every_process_refuses_to_start_and_names_every_fault(command: list[str], tmp_path: Path) -> None:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "APP_ENV": "production", "PYTHONPATH": str(ROOT)}
+    secret = "secret-" + SECRET[:20]
+
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**environ, **INSECURE, "JWT_SECRET": secret},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    for name in INSECURE:
+        assert f"- {name} " in said
+    assert secret not in said
 
 
 @pytest.mark.parametrize("url", ["postgres://u@h/d", "postgresql://u@h/d", "postgresql+psycopg2://u@h/d"])

@@ -1,11 +1,13 @@
-"""Accounts, sign-ups awaiting their code, one-time codes, refresh tokens, codes awaiting delivery."""
+"""Accounts and sessions, sign-ups and one-time codes, what limits are counted by, and the audit log."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, LargeBinary, SmallInteger, Text, func
+from sqlalchemy import ARRAY, BigInteger, DateTime, ForeignKey, Index, LargeBinary, SmallInteger, Text, func
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from chatapi.extensions import Base
@@ -66,17 +68,31 @@ class OtpCode(Base):
     used_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
-class RefreshToken(Base):
-    """A refresh token, known by its hash; `family_id` is the sign-in it descends from."""
+class Session(Base):
+    """One sign-in: the family that its refresh tokens belong to. Its tokens are good only while the row is there."""
 
-    __tablename__ = "refresh_tokens"
+    __tablename__ = "sessions"
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    family_id: Mapped[UUID] = mapped_column(index=True)
-    token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    refreshed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+
+
+class RefreshToken(Base):
+    """A refresh token, known by its hash. Used ones stay until they expire: one that comes again ends its family.
+
+    It names the family only, and not the user, so that rotating a token takes no lock on the user's row.
+    """
+
+    __tablename__ = "refresh_tokens"
+
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    family_id: Mapped[UUID] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"), index=True)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+    used_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
 class OutboxMessage(Base):
@@ -90,4 +106,49 @@ class OutboxMessage(Base):
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     due_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class AuthLimit(Base):
+    """When something that is limited was done, such as a code sent to a number; newest last.
+
+    `subject` is a keyed hash of a number or an address, so the row tells nobody whose it is, and outlives accounts.
+    """
+
+    __tablename__ = "auth_limits"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    subject: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    hits: Mapped[list[datetime]] = mapped_column(ARRAY(DateTime(timezone=True)))
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+
+
+class AuthFailures(Base):
+    """How many checks of codes and passwords failed, over all numbers, within ten seconds from `began_at`."""
+
+    __tablename__ = "auth_failures"
+
+    began_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), primary_key=True)
+    failures: Mapped[int]
+
+
+class KnownNetwork(Base):
+    """An address, by its keyed hash, that somebody has signed in from."""
+
+    __tablename__ = "known_networks"
+
+    network_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    seen_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now(), index=True)
+
+
+class AuditEvent(Base):
+    """What an operator did to an account. It outlives the account, so it names the number by its hash."""
+
+    __tablename__ = "audit_events"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
+    action: Mapped[str] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(Text)
+    number_hash: Mapped[bytes] = mapped_column(LargeBinary, index=True)
+    details: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

@@ -7,9 +7,10 @@ from datetime import timedelta
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import case, func, select, update
+from sqlalchemy import case, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from chatapi.auth import limits
 from chatapi.auth.models import OtpCode
 from chatapi.extensions import db
 from chatapi.ids import uuid7
@@ -44,30 +45,46 @@ def claim_code(mobile_number: str, purpose: Purpose, code: str) -> bool:
     """Return whether `code` is the good one, and use it up if so.
 
     The try is counted, the code compared and claimed in a single UPDATE, so of many requests at once no more
-    than `MAX_OTP_ATTEMPTS` are compared and no more than one wins. The caller must commit also when the answer
-    is False: a try that is rolled back was not counted.
+    than `MAX_OTP_ATTEMPTS` are compared and no more than one wins. Tries that compared also count against the
+    number, whichever code they were at. The caller must commit also when the answer is False: a try that is rolled
+    back was not counted.
     """
+    is_claimed = _try_code(mobile_number, purpose, code)
+    if not is_claimed:
+        limits.count_failure()
+    return is_claimed
+
+
+def prune_codes() -> int:
+    """Delete codes that are used or past their life; return how many."""
+    outdated = delete(OtpCode).where(or_(OtpCode.expires_at < func.now(), OtpCode.used_at.is_not(None)))
+    deleted: int = db.session.execute(outdated).rowcount  # type: ignore[attr-defined]
+    return deleted
+
+
+def _try_code(mobile_number: str, purpose: Purpose, code: str) -> bool:
     number_hash = hash_number(mobile_number)
-    challenge_id = db.session.scalar(
-        select(OtpCode.challenge_id).where(OtpCode.number_hash == number_hash, OtpCode.purpose == purpose)
+    is_open = (
+        OtpCode.number_hash == number_hash,
+        OtpCode.purpose == purpose,
+        OtpCode.attempts < MAX_OTP_ATTEMPTS,
+        OtpCode.expires_at > func.now(),
+        OtpCode.used_at.is_(None),
     )
-    if challenge_id is None:
+    challenge_id = db.session.scalar(select(OtpCode.challenge_id).where(*is_open))
+    hit = None if challenge_id is None else limits.try_take(limits.CODE_TRIES, number_hash)
+    if challenge_id is None or hit is None:
         return False
     matches = OtpCode.code_hash == _hash_code(mobile_number, purpose, challenge_id, code)
-    claimed = db.session.scalar(
+    claimed: bool | None = db.session.scalar(
         update(OtpCode)
-        .where(
-            OtpCode.number_hash == number_hash,
-            OtpCode.purpose == purpose,
-            OtpCode.challenge_id == challenge_id,
-            OtpCode.attempts < MAX_OTP_ATTEMPTS,
-            OtpCode.expires_at > func.now(),
-            OtpCode.used_at.is_(None),
-        )
+        .where(*is_open, OtpCode.challenge_id == challenge_id)
         .values(attempts=OtpCode.attempts + 1, used_at=case((matches, func.now())))
         .returning(OtpCode.used_at.is_not(None))
         .execution_options(synchronize_session=False)
     )
+    if claimed is not False:  # It was right, or others had used up the code while this one waited for the row.
+        limits.give_back(hit)
     return bool(claimed)
 
 

@@ -4,35 +4,65 @@ from __future__ import annotations
 
 from typing import Any
 
-from chatapi.auth import service
+from flask import g, request
+
+from chatapi.auth import credentials, limits, service
 from chatapi.auth.delivery import ring_delivery
 from chatapi.auth.models import User
-from chatapi.auth.otp import OTP_TTL_SECONDS
+from chatapi.auth.otp import OTP_TTL_SECONDS, Purpose
+from chatapi.auth.passwords import hash_password
 from chatapi.auth.schemas import (
+    ForgotPasswordSchema,
+    LoginSchema,
     OtpRequestSchema,
     OtpSchema,
+    PasswordDoneSchema,
+    RefreshSchema,
+    ResetPasswordSchema,
     SessionSchema,
     SignupRequestSchema,
     SignupSchema,
+    TokensSchema,
     VerifyOtpSchema,
 )
-from chatapi.auth.tokens import Tokens, issue_tokens
+from chatapi.auth.sessions import InvalidRefreshTokenError, Tokens, open_session, rotate
+from chatapi.errors import RateLimitedError
 from chatapi.extensions import in_transaction
 from chatapi.parsing import ApiBlueprint
 
 blueprint = ApiBlueprint("auth", __name__, url_prefix="/auth", description="Signing up and signing in")
 
+NOT_LIMITED_BY_ADDRESS = {"auth.refresh"}
+"""A refresh token cannot be guessed, and many clients behind one address refresh all day."""
+SENDS_CODES = {"auth.send_otp", "auth.forgot_password"}
+
+
+@blueprint.before_request
+def limit_address() -> None:
+    """Count the request to its address; see `AUTH_IP_LIMIT`."""
+    if request.method == "OPTIONS" or request.endpoint in NOT_LIMITED_BY_ADDRESS:
+        return
+    is_for_code = request.endpoint in SENDS_CODES
+    limits.take_for_network(g.network, limits.OtpRateLimitedError if is_for_code else RateLimitedError)
+
 
 @blueprint.post("/signup")
 @blueprint.arguments(SignupRequestSchema)
 @blueprint.response(201, SignupSchema)
-@blueprint.problems(409)
+@blueprint.problems(409, 429)
 def sign_up(body: dict[str, Any]) -> dict[str, Any]:
     """Sign up with a mobile number
 
     E-mail and password become the account's when verify-otp brings the `signup_token`.
     """
-    user, token = in_transaction(lambda: service.sign_up(**body))
+    password, number = body.pop("password"), body["mobile_number"]
+    if password is not None:
+        credentials.require_good_password("password", password, number)
+    password_hash = None if password is None else hash_password(password)
+    noted = in_transaction(lambda: service.sign_up(**body, password_hash=password_hash, network=g.network))
+    if noted is None:
+        raise service.AlreadyRegisteredError
+    user, token = noted
     # What this caller sent, and nothing that another one did: nobody has proven yet whose number it is.
     shown = {**user_fields(user), "name": body["name"], "email": body["email"]}
     return {"message": "Signed up: now verify the number with a code", "user": shown, "signup_token": token}
@@ -41,44 +71,100 @@ def sign_up(body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.post("/send-otp")
 @blueprint.arguments(OtpRequestSchema)
 @blueprint.response(200, OtpSchema)
+@blueprint.problems(429)
 def send_otp(body: dict[str, Any]) -> dict[str, Any]:
     """Send a one-time code
 
     The answer is the same whether or not the number is registered.
     """
-    dispatched = in_transaction(lambda: service.request_otp(**body))
-    if dispatched.outbox_id is not None:
-        ring_delivery(dispatched.outbox_id)
-    answer = {"message": "Code sent", **body, "expires_in": OTP_TTL_SECONDS}
-    return answer if dispatched.echo is None else {**answer, "otp": dispatched.echo}
+    return _send_code(**body)
 
 
 @blueprint.post("/verify-otp")
 @blueprint.arguments(VerifyOtpSchema)
 @blueprint.response(200, SessionSchema)
-@blueprint.problems(400)
+@blueprint.problems(400, 429)
 def verify_otp(body: dict[str, Any]) -> dict[str, Any]:
     """Sign in with a one-time code
 
     A good code for a new number makes the account.
     """
-    session = in_transaction(lambda: _open_session(**body))
+
+    def open_with_code() -> dict[str, Any] | None:
+        return _open_session(
+            service.verify_otp(body["mobile_number"], body["otp"], body["purpose"], body["signup_token"])
+        )
+
+    session = in_transaction(open_with_code)
     if session is None:
         raise service.InvalidOtpError
-    user, tokens = session
-    return {
-        "message": "Signed in",
-        "token": tokens.token,
-        "refresh_token": tokens.refresh_token,
-        "token_type": "Bearer",
-        "expires_in": tokens.expires_in,
-        "user": user_fields(user),
-    }
+    return session
 
 
-def _open_session(mobile_number: str, otp: str, purpose: Any, signup_token: str | None) -> tuple[User, Tokens] | None:
-    user = service.verify_otp(mobile_number, otp, purpose, signup_token)
-    return None if user is None else (user, issue_tokens(user))
+@blueprint.post("/login")
+@blueprint.arguments(LoginSchema)
+@blueprint.response(200, SessionSchema)
+@blueprint.problems(401, 429)
+def log_in(body: dict[str, Any]) -> dict[str, Any]:
+    """Sign in with a password
+
+    The answer is the same for a wrong password, an unknown number, and an account without a password.
+    """
+    check = in_transaction(lambda: credentials.begin_check(body["mobile_number"]))
+    if not check.verify(body["password"]):
+        in_transaction(limits.count_failure)
+        raise credentials.InvalidCredentialsError
+    new_hash = credentials.renewed_hash(check, body["password"])
+    session = in_transaction(lambda: _open_session(credentials.finish_login(check, new_hash)))
+    if session is None:
+        raise credentials.InvalidCredentialsError
+    return session
+
+
+@blueprint.post("/forgot-password")
+@blueprint.arguments(ForgotPasswordSchema)
+@blueprint.response(200, OtpSchema)
+@blueprint.problems(429)
+def forgot_password(body: dict[str, Any]) -> dict[str, Any]:
+    """Send a code to set a new password with
+
+    The answer is the same whether or not the number is registered.
+    """
+    return _send_code(body["mobile_number"], "password_reset")
+
+
+@blueprint.post("/reset-password")
+@blueprint.arguments(ResetPasswordSchema)
+@blueprint.response(200, PasswordDoneSchema)
+@blueprint.problems(400, 429)
+def reset_password(body: dict[str, Any]) -> dict[str, str]:
+    """Set a new password with a code
+
+    Every session of the user ends.
+    """
+    number, new_password = body["mobile_number"], body["new_password"]
+    credentials.require_good_password("new_password", new_password, number)
+    # Before anything is looked up: a wrong code takes as long as the right one, and holds no row meanwhile.
+    new_hash = hash_password(new_password)
+    if not in_transaction(lambda: credentials.reset_password(number, body["otp"], new_hash)):
+        raise service.InvalidOtpError
+    return {"message": "Password set, sign in with it"}
+
+
+@blueprint.post("/refresh")
+@blueprint.arguments(RefreshSchema)
+@blueprint.response(200, TokensSchema)
+@blueprint.problems(401)
+def refresh(body: dict[str, Any]) -> dict[str, Any]:
+    """Turn a refresh token into new tokens
+
+    It can be used once. The same one within 10 seconds gets the same successor, as an answer may be lost; later it
+    ends the session.
+    """
+    tokens = in_transaction(lambda: rotate(body["refresh_token"]))
+    if tokens is None:
+        raise InvalidRefreshTokenError
+    return _token_fields(tokens)
 
 
 def user_fields(user: User) -> dict[str, Any]:
@@ -90,4 +176,35 @@ def user_fields(user: User) -> dict[str, Any]:
         "email": user.email,
         "subscription_tier": "pro" if user.is_pro else "basic",
         "created_at": user.created_at,
+    }
+
+
+def _send_code(mobile_number: str, purpose: Purpose) -> dict[str, Any]:
+    dispatched = in_transaction(lambda: service.request_otp(mobile_number, purpose))
+    if dispatched.outbox_id is not None:
+        ring_delivery(dispatched.outbox_id)
+    answer = {
+        "message": "Code sent",
+        "mobile_number": mobile_number,
+        "purpose": purpose,
+        "expires_in": OTP_TTL_SECONDS,
+    }
+    return answer if dispatched.echo is None else {**answer, "otp": dispatched.echo}
+
+
+def _open_session(user: User | None) -> dict[str, Any] | None:
+    """Begin a session of the user and return what `SessionSchema` shows of it; None for nobody."""
+    if user is None:
+        return None
+    tokens = open_session(user)
+    limits.remember_network(g.network)
+    return {"message": "Signed in", **_token_fields(tokens), "user": user_fields(user)}
+
+
+def _token_fields(tokens: Tokens) -> dict[str, Any]:
+    return {
+        "token": tokens.token,
+        "refresh_token": tokens.refresh_token,
+        "token_type": "Bearer",
+        "expires_in": tokens.expires_in,
     }

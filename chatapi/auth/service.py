@@ -1,4 +1,4 @@
-"""Signing up and signing in."""
+"""Signing up, and signing in with a code."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import secrets
 from datetime import timedelta
 from http import HTTPStatus
 
-from argon2 import PasswordHasher
+from flask import current_app
 from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
+from chatapi.auth import limits
 from chatapi.auth.delivery import Dispatched, dispatch
 from chatapi.auth.models import Signup, User
 from chatapi.auth.otp import Purpose, claim_code, make_code
-from chatapi.auth.tokens import hash_token
+from chatapi.auth.sessions import hash_token
 from chatapi.errors import BadRequestError, ChatAPIError
 from chatapi.extensions import db
 from chatapi.ids import uuid7
 from chatapi.keys import hash_number
 
 SIGNUP_TTL_SECONDS = 24 * 3600
-
-_password_hasher = PasswordHasher()
 
 
 class AlreadyRegisteredError(ChatAPIError):
@@ -39,17 +38,29 @@ class InvalidOtpError(BadRequestError):
     message = "The code is not valid, ask for a new one"
 
 
-def sign_up(mobile_number: str, name: str | None, email: str | None, password: str | None) -> tuple[User, str]:
+def sign_up(
+    mobile_number: str, name: str | None, email: str | None, password_hash: str | None, network: str
+) -> tuple[User, str] | None:
     """Note a sign-up; return the account it is for, and the token that proves who asked for it.
 
     E-mail and password wait until verify-otp brings that token with a code of the number, so signing up a
-    stranger's number gains nothing. Raises `AlreadyRegisteredError` once the number is verified.
+    stranger's number gains nothing. None once the number is verified: that must be committed like a success, as it
+    counts against `network`; then answer `AlreadyRegisteredError`. Raises `RateLimitedError`.
     """
-    # Before the row is locked: hashing takes its time on purpose.
-    password_hash = _password_hasher.hash(password) if password else None
+    # Taken before looking, and given back if there is nothing to tell: one who was told often is told no more.
+    conflict = None
+    if current_app.config["AUTH_IP_LIMIT"]:
+        conflict = limits.take(limits.SIGN_UP_CONFLICTS, limits.hash_network(network))
+    signup_hit = limits.try_take(limits.SIGN_UPS, hash_number(mobile_number))
     user = _ensure_user(mobile_number)
     if user.verified_at is not None:
-        raise AlreadyRegisteredError
+        if signup_hit is not None:
+            limits.give_back(signup_hit)
+        return None
+    if signup_hit is None:
+        raise limits.too_many(limits.SIGN_UPS, hash_number(mobile_number))
+    if conflict is not None:
+        limits.give_back(conflict)
     user.name = name or user.name
     token = secrets.token_urlsafe(32)
     db.session.add(
@@ -66,12 +77,18 @@ def sign_up(mobile_number: str, name: str | None, email: str | None, password: s
 
 
 def request_otp(mobile_number: str, purpose: Purpose) -> Dispatched:
-    """Make a code and hand it over for delivery, whether or not the number is registered."""
+    """Make a code and hand it over for delivery, whether or not the number is registered.
+
+    Nothing is looked up, so there is nothing to be told from the answer or its time. Raises `OtpRateLimitedError`.
+    """
+    number_hash = hash_number(mobile_number)
+    limits.take(limits.CODES, number_hash, limits.OtpRateLimitedError)
+    limits.take(limits.code_spacing(purpose), number_hash, limits.OtpRateLimitedError)
     return dispatch(mobile_number, purpose, make_code(mobile_number, purpose))
 
 
 def verify_otp(mobile_number: str, code: str, purpose: Purpose, signup_token: str | None) -> User | None:
-    """Return the account that the code signs in to, made if there was none; None if the code is no good.
+    """Return the account that the code signs in to, locked, made if there was none; None if the code is no good.
 
     None must be committed like a success, as the try counts; then answer `InvalidOtpError`.
     """
@@ -84,6 +101,29 @@ def verify_otp(mobile_number: str, code: str, purpose: Purpose, signup_token: st
         user.verified_at = func.now()
         _complete_signup(user, signup_token)
     return user
+
+
+def find_verified(mobile_number: str) -> User | None:
+    """Return the number's account, locked, if it can be used."""
+    return db.session.scalars(
+        select(User)
+        .where(User.mobile_number == mobile_number, User.verified_at.is_not(None), User.disabled_at.is_(None))
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+
+
+def prune_signups() -> int:
+    """Delete sign-ups past their life, and accounts that only those were for; return how many sign-ups."""
+    deleted: int = db.session.execute(delete(Signup).where(Signup.expires_at < func.now())).rowcount  # type: ignore[attr-defined]
+    is_awaited = select(Signup.token_hash).where(Signup.user_id == User.id).exists()
+    too_old = func.now() - timedelta(seconds=SIGNUP_TTL_SECONDS)
+    db.session.execute(
+        delete(User)
+        .where(User.verified_at.is_(None), User.created_at < too_old, ~is_awaited)
+        .execution_options(synchronize_session=False)
+    )
+    return deleted
 
 
 def _ensure_user(mobile_number: str) -> User:

@@ -1,44 +1,50 @@
-"""Access and refresh tokens, and who is calling."""
+"""Access tokens, and who is calling."""
 
 from __future__ import annotations
 
-import hashlib
-import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from flask import current_app, g, request
-from flask_jwt_extended import create_access_token, verify_jwt_in_request
+from flask import Flask, current_app, g, request
+from flask_jwt_extended import create_access_token, decode_token
 from flask_jwt_extended.exceptions import JWTDecodeError
 from sqlalchemy import func, select
 
-from chatapi.auth.models import RefreshToken, User
+from chatapi.auth.models import Session, User
 from chatapi.errors import UnauthorizedError
 from chatapi.extensions import db, jwt
-from chatapi.ids import uuid7
 from chatapi.security import client_network
 
 ISSUER = "chatapi"
+SESSION_CLAIM = "sid"
 SESSION_VERSION_CLAIM = "sv"
-REQUIRED_CLAIMS = {"exp", "jti", "type", "sub", "iss", "aud", SESSION_VERSION_CLAIM}
+REQUIRED_CLAIMS = {"exp", "jti", "type", "sub", "iss", "aud", SESSION_CLAIM, SESSION_VERSION_CLAIM}
+
+VERIFIED_TOKENS = 4096
+"""How many verified tokens a process remembers, at less than a kilobyte each."""
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What a sign-in hands out; `expires_in` is the access token's life in seconds."""
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a verified access token says; `expires_at` in seconds since 1970."""
 
-    token: str
-    refresh_token: str
-    expires_in: int
+    user_id: UUID
+    session_id: UUID
+    session_version: int
+    expires_at: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CurrentUser:
-    """The caller, as the database knows them at this request: nothing here comes from the token but the id."""
+    """The caller, as the database knows them at this request: nothing here comes from the token but the ids."""
 
     id: UUID
+    session_id: UUID
     is_pro: bool
     rooms_version: int
 
@@ -49,12 +55,25 @@ def configure_jwt(config: dict[str, Any]) -> dict[str, Any]:
         "JWT_SECRET_KEY": config["JWT_SECRET"],
         "JWT_ALGORITHM": "HS256",
         "JWT_TOKEN_LOCATION": ["headers"],
+        # No cookies, so no claim against forged requests by them.
+        "JWT_COOKIE_CSRF_PROTECT": False,
         "JWT_ACCESS_TOKEN_EXPIRES": timedelta(seconds=config["JWT_ACCESS_TTL_SECONDS"]),
         "JWT_ENCODE_ISSUER": ISSUER,
         "JWT_DECODE_ISSUER": ISSUER,
         "JWT_ENCODE_AUDIENCE": ISSUER,
         "JWT_DECODE_AUDIENCE": ISSUER,
     }
+
+
+def init_tokens(app: Flask) -> None:
+    """Bind flask-jwt-extended, and remember verified tokens.
+
+    Checking a signature takes half a millisecond, most of it in reading base64, and comes to the same each time. So
+    it is done once per token and process. What may change is looked at on each request all the same: the token's
+    age in `identify_caller`, its session and account in `require_user`. Tokens that fail are not remembered.
+    """
+    jwt.init_app(app)
+    app.extensions["verify_access_token"] = lru_cache(maxsize=VERIFIED_TOKENS)(_verify)
 
 
 @jwt.decode_key_loader
@@ -70,27 +89,11 @@ def _key_for(_header: dict[str, Any], unverified_claims: dict[str, Any]) -> str:
     return secret
 
 
-def issue_tokens(user: User) -> Tokens:
-    """Begin a session: return an access token and store a refresh token as the first of its family."""
-    refresh_token = secrets.token_urlsafe(32)
-    db.session.add(
-        RefreshToken(
-            user_id=user.id,
-            family_id=uuid7(),
-            token_hash=hash_token(refresh_token),
-            expires_at=func.now() + timedelta(seconds=current_app.config["JWT_REFRESH_TTL_SECONDS"]),
-        )
-    )
-    return Tokens(
-        token=create_access_token(str(user.id), additional_claims={SESSION_VERSION_CLAIM: user.session_version}),
-        refresh_token=refresh_token,
-        expires_in=current_app.config["JWT_ACCESS_TTL_SECONDS"],
-    )
-
-
-def hash_token(token: str) -> bytes:
-    """Return what is stored of a random token: 256 random bits need no salt and no stretching."""
-    return hashlib.sha256(token.encode()).digest()
+def make_access_token(user_id: UUID, session_version: int, session_id: UUID) -> str:
+    """Return an access token for a session of the user."""
+    claims = {SESSION_VERSION_CLAIM: session_version, SESSION_CLAIM: str(session_id)}
+    token: str = create_access_token(str(user_id), additional_claims=claims)
+    return token
 
 
 def identify_caller() -> None:
@@ -98,18 +101,20 @@ def identify_caller() -> None:
 
     To be called before each request, ahead of the limiter. It refuses nobody: `require_user` does.
     """
+    g.network = client_network(request.remote_addr)
     g.claims = _read_claims()
-    g.rate_limit_key = f"user:{g.claims['sub']}" if g.claims else f"ip:{client_network(request.remote_addr)}"
+    g.rate_limit_key = f"user:{g.claims.user_id}" if g.claims else f"ip:{g.network}"
 
 
 def require_user() -> None:
-    """Let the request pass if its token is good and its account still is, else answer 401.
+    """Let the request pass if its token is good and its session and account still are, else answer 401.
 
     OPTIONS only asks what the address takes, and Flask answers it by itself.
     """
     if request.method == "OPTIONS":
         return
-    if g.claims is None:
+    claims: Claims | None = g.claims
+    if claims is None:
         raise UnauthorizedError
     row = db.session.execute(
         select(
@@ -117,11 +122,13 @@ def require_user() -> None:
             User.session_version,
             User.rooms_version,
             func.coalesce(User.pro_until > func.now(), False).label("is_pro"),
-        ).where(User.id == g.claims["sub"])
+        )
+        .join(Session, Session.user_id == User.id)
+        .where(User.id == claims.user_id, Session.id == claims.session_id)
     ).one_or_none()
-    if row is None or row.disabled_at is not None or row.session_version != g.claims[SESSION_VERSION_CLAIM]:
+    if row is None or row.disabled_at is not None or row.session_version != claims.session_version:
         raise UnauthorizedError
-    g.user = CurrentUser(UUID(g.claims["sub"]), row.is_pro, row.rooms_version)
+    g.user = CurrentUser(claims.user_id, claims.session_id, row.is_pro, row.rooms_version)
 
 
 def current_user() -> CurrentUser:
@@ -130,16 +137,22 @@ def current_user() -> CurrentUser:
     return user
 
 
-def _read_claims() -> dict[str, Any] | None:
-    """Return the claims of a good access token, else None."""
-    if "Authorization" not in request.headers:
-        return None
+def _read_claims() -> Claims | None:
+    """Return the claims of a good access token in the Authorization header (RFC 6750), else None."""
     try:
-        verified = verify_jwt_in_request()
-        if verified is None:  # The library asks OPTIONS requests for no token.
+        given = request.authorization
+        if given is None or given.type != "bearer" or not given.token:
             return None
-        claims: dict[str, Any] = verified[1]
-        UUID(claims["sub"])
+        verify: Callable[[str], Claims] = current_app.extensions["verify_access_token"]
+        claims = verify(given.token)
     except Exception:  # noqa: BLE001 - whatever a header does to the libraries, it is no good token
         return None
-    return claims
+    return claims if claims.expires_at > time.time() else None
+
+
+def _verify(token: str) -> Claims:
+    """Return the claims of `token`, or raise whatever is wrong with it."""
+    claims = decode_token(token)
+    if type(claims[SESSION_VERSION_CLAIM]) is not int:
+        raise JWTDecodeError("Not an access token of ours")
+    return Claims(UUID(claims["sub"]), UUID(claims[SESSION_CLAIM]), claims[SESSION_VERSION_CLAIM], int(claims["exp"]))

@@ -15,7 +15,7 @@ from sqlalchemy import delete, func, select, tuple_, update
 
 from chatapi.auth.models import User
 from chatapi.chatrooms.models import Chatroom, Message
-from chatapi.errors import NotFoundError, ValidationFailedError
+from chatapi.errors import NotFoundError, UnauthorizedError, ValidationFailedError
 from chatapi.extensions import db
 from chatapi.ids import parse_id, uuid7
 from chatapi.schemas import rfc3339
@@ -129,13 +129,19 @@ def fields_of(room: Chatroom) -> dict[str, Any]:
 
 
 def touch_rooms(user_id: UUID) -> None:
-    """Make every cached list of the user's rooms outdated. Locks the user's row, which comes first in the order."""
-    db.session.execute(
+    """Make every cached list of the user's rooms outdated. Locks the user's row, which comes first in the order.
+
+    Raises `UnauthorizedError` if the account was erased meanwhile.
+    """
+    touched = db.session.scalar(
         update(User)
         .where(User.id == user_id)
         .values(rooms_version=User.rooms_version + 1)
+        .returning(User.id)
         .execution_options(synchronize_session=False)
     )
+    if touched is None:
+        raise UnauthorizedError
 
 
 def _cursor_of(room: Chatroom) -> str:

@@ -9,11 +9,13 @@ import threading
 import time
 
 import structlog
-from sqlalchemy import delete, func, or_
 from sqlalchemy.exc import SQLAlchemyError
 
-from chatapi.auth.delivery import ring_delivery, take_due_deliveries
-from chatapi.auth.models import OtpCode, OutboxMessage, RefreshToken, Signup
+from chatapi.auth.delivery import prune_outbox, ring_delivery, take_due_deliveries
+from chatapi.auth.limits import prune_limits
+from chatapi.auth.otp import prune_codes
+from chatapi.auth.service import prune_signups
+from chatapi.auth.sessions import prune_sessions
 from chatapi.broker import is_reachable
 from chatapi.chatrooms.prompts import ring_reply
 from chatapi.extensions import db, in_transaction
@@ -64,12 +66,9 @@ def sweep() -> int:
 
 
 def clean() -> None:
-    """Delete codes, also undelivered ones, sign-ups and tokens that are past their life."""
+    """Delete what is past its life: codes, also undelivered ones, sign-ups, sessions, and what limits were counted by.
 
-    def delete_expired() -> None:
-        db.session.execute(delete(OtpCode).where(or_(OtpCode.expires_at < func.now(), OtpCode.used_at.is_not(None))))
-        db.session.execute(delete(OutboxMessage).where(OutboxMessage.expires_at < func.now()))
-        db.session.execute(delete(Signup).where(Signup.expires_at < func.now()))
-        db.session.execute(delete(RefreshToken).where(RefreshToken.expires_at < func.now()))
-
-    in_transaction(delete_expired)
+    Each in a transaction of its own, so that none holds the others' rows.
+    """
+    for prune in (prune_codes, prune_outbox, prune_signups, prune_sessions, prune_limits):
+        in_transaction(prune)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from flask import Response, stream_with_context
+
 from chatapi.auth.routes import user_fields
 from chatapi.auth.tokens import current_user
 from chatapi.extensions import in_transaction
 from chatapi.parsing import ApiBlueprint
 from chatapi.users import service
-from chatapi.users.schemas import ProfileAnswerSchema, UpdatedProfileSchema, UpdateProfileSchema
+from chatapi.users.erase import erase_account
+from chatapi.users.export import stream_export
+from chatapi.users.schemas import (
+    ExportSchema,
+    ProfileAnswerSchema,
+    ProfileSchema,
+    UpdatedProfileSchema,
+    UpdateProfileSchema,
+)
 
 blueprint = ApiBlueprint("users", __name__, url_prefix="/user", description="The caller's own account")
 
@@ -31,6 +41,32 @@ def update_me(body: dict[str, Any]) -> dict[str, Any]:
     """
     profile = in_transaction(lambda: service.update_profile(current_user().id, body))
     return {"message": "Profile updated", "user": _profile_fields(profile)}
+
+
+@blueprint.delete("/me")
+@blueprint.response(204)
+def erase_me() -> None:
+    """Erase the caller's account
+
+    Rooms, messages and sessions are gone at once. Today's prompt count and the limits of sign-in stay with the number.
+    """
+    in_transaction(lambda: erase_account(current_user().id))
+
+
+@blueprint.get("/me/export")
+@blueprint.response(200, ExportSchema)
+def export_me() -> Response:
+    """Export everything that is held about the caller
+
+    One JSON document, streamed.
+    """
+    profile = in_transaction(lambda: service.read_profile(current_user().id))
+    account = ProfileSchema().dump(_profile_fields(profile))
+    return Response(
+        stream_with_context(stream_export(account, profile.user)),
+        mimetype="application/json",
+        headers={"Content-Disposition": 'attachment; filename="account.json"'},
+    )
 
 
 def _profile_fields(profile: service.Profile) -> dict[str, Any]:

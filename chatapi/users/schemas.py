@@ -5,7 +5,7 @@ from __future__ import annotations
 from marshmallow import fields
 
 from chatapi.auth.schemas import UserSchema
-from chatapi.schemas import ApiSchema, Email, Name
+from chatapi.schemas import ApiSchema, Email, Name, Timestamp
 
 
 class UserStatsSchema(ApiSchema):
@@ -40,3 +40,24 @@ class UpdatedProfileSchema(ProfileAnswerSchema):
     """The caller's account after the change."""
 
     message = fields.String(required=True)
+
+
+class ExportedUserSchema(ProfileSchema):
+    """The account, and what else is known of it."""
+
+    has_password = fields.Boolean(required=True)
+    verified_at = Timestamp(required=True, allow_none=True)
+
+
+class ExportSchema(ApiSchema):
+    """Everything held about a user; rooms hold their messages, oldest first."""
+
+    exported_at = Timestamp(required=True)
+    user = fields.Nested(ExportedUserSchema, required=True)
+    sessions = fields.List(fields.Dict(), required=True)
+    daily_usage = fields.List(fields.Dict(), required=True)
+    codes = fields.List(
+        fields.Dict(), required=True, metadata={"description": "Codes that wait, but not what they are"}
+    )
+    audit = fields.List(fields.Dict(), required=True, metadata={"description": "What operators did to the account"})
+    chatrooms = fields.List(fields.Dict(), required=True)

@@ -11,6 +11,7 @@ from sqlalchemy import func, select, update
 from chatapi import quota
 from chatapi.auth.models import User
 from chatapi.chatrooms.models import Chatroom
+from chatapi.errors import UnauthorizedError
 from chatapi.extensions import db
 
 
@@ -25,8 +26,10 @@ class Profile:
 
 
 def read_profile(user_id: UUID) -> Profile:
-    """Return the account of that id with its counts."""
-    user = db.session.scalars(select(User).where(User.id == user_id)).one()
+    """Return the account of that id with its counts. Raises `UnauthorizedError` if it was erased meanwhile."""
+    user = db.session.scalars(select(User).where(User.id == user_id)).one_or_none()
+    if user is None:
+        raise UnauthorizedError
     rooms, messages = db.session.execute(
         select(func.count(), func.coalesce(func.sum(Chatroom.message_count), 0)).where(Chatroom.user_id == user_id)
     ).one()

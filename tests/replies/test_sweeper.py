@@ -16,14 +16,15 @@ from chatapi.replies import jobs
 from chatapi.replies.sweeper import clean, sweep
 from tests.support import Account, Services, race
 
-pytestmark = pytest.mark.usefixtures("no_jobs")
+pytestmark = pytest.mark.usefixtures("nothing_due")
 
 
 @pytest.fixture
-def no_jobs(app: Flask) -> Iterator[None]:
-    """Other tests leave unfinished replies behind, which would be rung for too."""
+def nothing_due(app: Flask) -> Iterator[None]:
+    """Other tests leave unfinished replies and undelivered codes behind, which would be rung for too."""
     with app.app_context():
         execute("DELETE FROM reply_jobs")
+        execute("DELETE FROM otp_outbox")
         yield
 
 
@@ -123,19 +124,23 @@ def test_ring_carries_ids_and_nothing_else(services: Services, account: Account)
     assert account.id.encode() not in message
 
 
-def test_what_is_past_its_life_is_deleted(account: Account) -> None:
+def test_what_is_past_its_life_is_deleted(account: Account, new_number: Callable[[], str]) -> None:
     client = account.client
-    client.post("/auth/send-otp", json={"mobile_number": "15550000001"})
-    client.post("/auth/signup", json={"mobile_number": "15550000002"})
+    client.post("/auth/send-otp", json={"mobile_number": new_number()})
+    signed_up = client.post("/auth/signup", json={"mobile_number": new_number()}).get_json()["user"]["id"]
     clean()
     counts = "SELECT (SELECT count(*) FROM otp_codes) AS codes, (SELECT count(*) FROM signups) AS signups"
     before = execute(counts)[0]
     execute("UPDATE otp_codes SET expires_at = now() - interval '1 s'")
     execute("UPDATE signups SET expires_at = now() - interval '1 s'")
+    execute(
+        "UPDATE users SET created_at = now() - interval '1 day' WHERE id IN (:one, :two)", one=signed_up, two=account.id
+    )
 
     clean()
 
     assert before.codes >= 1
     assert before.signups >= 1
     assert tuple(execute(counts)[0]) == (0, 0)
-    assert execute("SELECT FROM refresh_tokens WHERE user_id = :id", id=account.id)
+    assert not execute("SELECT FROM users WHERE id = :id", id=signed_up)  # Nobody proved that the number is theirs.
+    assert execute("SELECT FROM sessions WHERE user_id = :id", id=account.id)

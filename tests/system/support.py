@@ -13,6 +13,7 @@ import requests
 from chatapi.dev.embedded import free_port
 from chatapi.dev.processes import Child, stop_all
 from chatapi.dev.system import health, system_children
+from tests import leaks
 from tests.support import Account, Services, wait_for
 
 
@@ -36,7 +37,9 @@ class HttpClient:
         self._url = f"http://127.0.0.1:{port}"
 
     def open(self, path: str, method: str = "GET", json: Any = None, headers: Any = None) -> HttpAnswer:
-        return HttpAnswer(requests.request(method, self._url + path, json=json, headers=headers, timeout=30))
+        response = requests.request(method, self._url + path, json=json, headers=headers, timeout=30)
+        leaks.SUITE.note_answer(method, path, json, response.status_code, response.headers.items(), response.content)
+        return HttpAnswer(response)
 
     def get(self, path: str, **options: Any) -> HttpAnswer:
         return self.open(path, "GET", **options)

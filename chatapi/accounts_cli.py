@@ -1,0 +1,191 @@
+"""The `flask user` and `flask otp` commands: for support, at the terminal, audited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+from flask.cli import AppGroup
+from marshmallow import ValidationError
+from sqlalchemy import func, select
+
+from chatapi.auth import audit
+from chatapi.auth.delivery import prune_outbox
+from chatapi.auth.models import Session, User
+from chatapi.auth.otp import OTP_TTL_SECONDS, make_code, prune_codes
+from chatapi.auth.sessions import end_sessions
+from chatapi.extensions import db, in_transaction
+from chatapi.keys import hash_number
+from chatapi.logs import logs_to_stderr
+from chatapi.schemas import MobileNumber, rfc3339
+from chatapi.users.erase import erase_account
+from chatapi.users.service import read_profile
+
+
+class NumberType(click.ParamType[str]):
+    """A mobile number, in its one canonical form."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return `value` as `+` and digits."""
+        try:
+            return str(MobileNumber().deserialize(value))
+        except ValidationError as error:
+            self.fail(" ".join(error.messages), param, ctx)
+
+
+NUMBER = NumberType()
+PURPOSES = click.Choice(["login", "verification", "password_reset"])
+
+user_commands = AppGroup("user", help="Show and change accounts, by their mobile number.")
+otp_commands = AppGroup("otp", help="One-time codes.")
+as_json = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+
+
+@user_commands.command("show")
+@click.argument("number", type=NUMBER)
+@as_json
+@logs_to_stderr()
+def show_user(number: str, is_json: bool) -> None:
+    """Show the account of NUMBER, and what was done to it from here."""
+    shown = in_transaction(lambda: _describe(_find(number)))
+    if is_json:
+        click.echo(json.dumps(shown, indent=2))
+        return
+    events = shown.pop("audit")
+    for name, value in shown.items():
+        click.echo(f"{name:<18} {'-' if value is None else value}")
+    for event in events:
+        click.echo(f"{event['at']}  {event['action']} by {event['actor']}")
+
+
+@user_commands.command("disable")
+@click.argument("number", type=NUMBER)
+@logs_to_stderr()
+def disable_user(number: str) -> None:
+    """Keep the account of NUMBER from being used; its tokens die at once."""
+
+    def disable(user: User) -> None:
+        user.disabled_at = func.now()
+        db.session.flush()
+        end_sessions(user.id)
+
+    _change(number, "user_disabled", disable)
+    click.echo(f"{number} is disabled, and its sessions have ended.")
+
+
+@user_commands.command("enable")
+@click.argument("number", type=NUMBER)
+@logs_to_stderr()
+def enable_user(number: str) -> None:
+    """Let the account of NUMBER be used again, after a new sign-in."""
+
+    def enable(user: User) -> None:
+        user.disabled_at = None
+
+    _change(number, "user_enabled", enable)
+    click.echo(f"{number} is enabled.")
+
+
+@user_commands.command("delete")
+@click.argument("number", type=NUMBER)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@logs_to_stderr()
+def delete_user(number: str, yes: bool) -> None:
+    """Erase the account of NUMBER with its rooms and messages, as its owner could."""
+    if not yes:
+        click.confirm(f"Erase the account of {number} with all its rooms and messages?", abort=True)
+    _change(number, "user_deleted", lambda user: erase_account(user.id))
+    click.echo(f"The account of {number} is erased.")
+
+
+@otp_commands.command("issue")
+@click.argument("number", type=NUMBER)
+@click.option("--purpose", type=PURPOSES, default="login", show_default=True)
+@as_json
+@logs_to_stderr()
+def issue_otp(number: str, purpose: Any, is_json: bool) -> None:
+    """Make a code for NUMBER and print it, for somebody whose codes do not arrive.
+
+    Make sure first that they are who they say. The code takes the place of an earlier one of its purpose, and does not
+    count towards the number's limits. Who issued it is kept in the audit log.
+    """
+
+    def issue() -> str:
+        user = db.session.scalars(select(User).where(User.mobile_number == number)).one_or_none()
+        if user is not None and user.disabled_at is not None:
+            raise click.ClickException(f"The account of {number} is disabled, and no code would be accepted.")
+        audit.record("otp_issued", hash_number(number), purpose=purpose)
+        return make_code(number, purpose)
+
+    code = in_transaction(issue)
+    if is_json:
+        issued = {"mobile_number": number, "purpose": purpose, "otp": code, "expires_in": OTP_TTL_SECONDS}
+        click.echo(json.dumps(issued))
+    else:
+        click.echo(f"{code} is the {purpose} code of {number} for the next {OTP_TTL_SECONDS // 60} minutes.")
+
+
+@otp_commands.command("prune")
+@as_json
+@logs_to_stderr()
+def prune_otp(is_json: bool) -> None:
+    """Delete codes that are used or past their life. The sweeper does so every minute."""
+    deleted = {"codes": in_transaction(prune_codes), "undelivered": in_transaction(prune_outbox)}
+    if is_json:
+        click.echo(json.dumps(deleted))
+    else:
+        click.echo(f"Deleted {deleted['codes']} codes, and {deleted['undelivered']} that were never delivered.")
+
+
+def _find(number: str) -> User:
+    """Return the number's account, locked, or end the command with status 1."""
+    user = db.session.scalars(
+        select(User).where(User.mobile_number == number).with_for_update().execution_options(populate_existing=True)
+    ).one_or_none()
+    if user is None:
+        raise click.ClickException(f"There is no account of {number}.")
+    return user
+
+
+def _change(number: str, action: str, change: Callable[[User], object]) -> None:
+    def work() -> None:
+        user = _find(number)
+        audit.record(action, user.number_hash)
+        change(user)
+
+    in_transaction(work)
+
+
+def _describe(user: User) -> dict[str, Any]:
+    profile = read_profile(user.id)
+    sessions = db.session.scalar(select(func.count()).select_from(Session).where(Session.user_id == user.id))
+    times = {
+        name: value and rfc3339(value)
+        for name, value in {
+            "created_at": user.created_at,
+            "verified_at": user.verified_at,
+            "disabled_at": user.disabled_at,
+            "pro_until": user.pro_until,
+        }.items()
+    }
+    return {
+        "id": str(user.id),
+        "mobile_number": user.mobile_number,
+        "name": user.name,
+        "email": user.email,
+        "has_password": user.password_hash is not None,
+        "subscription_tier": "pro" if user.is_pro else "basic",
+        **times,
+        "sessions": sessions,
+        "prompts_today": profile.daily_usage_count,
+        "chatrooms": profile.chatroom_count,
+        "messages": profile.message_count,
+        "audit": [
+            {"at": rfc3339(event.created_at), "action": event.action, "actor": event.actor, "details": event.details}
+            for event in audit.list_events(user.number_hash)
+        ],
+    }

@@ -1,0 +1,106 @@
+"""Everything held about a user, as one JSON document, written piece by piece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+
+from chatapi.auth import audit
+from chatapi.auth.models import OtpCode, Session, User
+from chatapi.chatrooms.models import Chatroom, Message
+from chatapi.extensions import db, in_transaction
+from chatapi.quota import DailyUsage
+from chatapi.schemas import rfc3339
+
+ROOMS_AT_ONCE = 50
+MESSAGES_AT_ONCE = 500
+
+
+def stream_export(account: dict[str, Any], user: User) -> Iterator[str]:
+    """Yield the document in pieces: `account` as the API shows it, and all that hangs on `user`.
+
+    Each piece is read in a short transaction of its own: no connection is held while a slow client reads. So it is
+    of no single moment; what is deleted meanwhile is missing.
+    """
+    head = {
+        "exported_at": rfc3339(datetime.now(UTC)),
+        "user": {**account, "has_password": user.password_hash is not None, "verified_at": _plain(user.verified_at)},
+        **in_transaction(lambda: _belongings(user)),
+    }
+    yield json.dumps(head, ensure_ascii=False)[:-1] + ', "chatrooms": ['
+    for index, room in enumerate(_rooms(user.id)):
+        yield ("," if index else "") + _dump(room)[:-1] + ', "messages": ['
+        yield from _joined(_messages(room.id))
+        yield "]}"
+    yield "]}"
+
+
+def _belongings(user: User) -> dict[str, Any]:
+    """Return what there is little of: sessions, prompts used per day, codes that wait, what operators did."""
+    sessions = db.session.scalars(select(Session).where(Session.user_id == user.id).order_by(Session.id)).all()
+    usage = db.session.scalars(
+        select(DailyUsage).where(DailyUsage.number_hash == user.number_hash).order_by(DailyUsage.day)
+    ).all()
+    codes = db.session.scalars(select(OtpCode).where(OtpCode.number_hash == user.number_hash)).all()
+    return {
+        "sessions": [_fields(each, "id", "created_at", "refreshed_at", "expires_at") for each in sessions],
+        "daily_usage": [_fields(each, "day", "used") for each in usage],
+        "codes": [_fields(each, "purpose", "created_at", "expires_at", "used_at") for each in codes],
+        "audit": [_fields(each, "action", "created_at") for each in audit.list_events(user.number_hash)],
+    }
+
+
+def _rooms(user_id: UUID) -> Iterator[Chatroom]:
+    last: UUID | None = None
+    while True:
+        query = select(Chatroom).where(Chatroom.user_id == user_id).order_by(Chatroom.id).limit(ROOMS_AT_ONCE)
+        rooms = _read(query if last is None else query.where(Chatroom.id > last))
+        yield from rooms
+        if len(rooms) < ROOMS_AT_ONCE:
+            return
+        last = rooms[-1].id
+
+
+def _messages(room_id: UUID) -> Iterator[Message]:
+    last = 0
+    while True:
+        query = select(Message).where(Message.room_id == room_id, Message.seq > last)
+        messages = _read(query.order_by(Message.seq).limit(MESSAGES_AT_ONCE))
+        yield from messages
+        if len(messages) < MESSAGES_AT_ONCE:
+            return
+        last = messages[-1].seq
+
+
+def _read(query: Any) -> Sequence[Any]:
+    return in_transaction(lambda: db.session.scalars(query).all())
+
+
+def _joined(rows: Iterable[Any]) -> Iterator[str]:
+    for index, row in enumerate(rows):
+        yield ("," if index else "") + _dump(row)
+
+
+_HIDDEN = {"user_id", "room_id", "seq"}
+"""What says only how we store it."""
+
+
+def _dump(row: Any) -> str:
+    names = [column.key for column in row.__table__.columns if column.key not in _HIDDEN]
+    return json.dumps(_fields(row, *names), ensure_ascii=False)
+
+
+def _fields(row: Any, *names: str) -> dict[str, Any]:
+    return {name: _plain(getattr(row, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` as JSON has it: times as RFC 3339, ids and days as text."""
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    return value if isinstance(value, str | int | bool | None) else str(value)

@@ -1,0 +1,106 @@
+"""Everything held about a user, as one streamed document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from flask import Flask
+
+from chatapi.auth.sessions import hash_token
+from chatapi.extensions import db, in_transaction
+from chatapi.users import export
+from chatapi.users.service import read_profile
+from tests.auth.support import PASSWORD, request_otp
+from tests.support import Account
+
+
+def read_export(account: Account) -> dict[str, Any]:
+    answer = account.call("GET", "/user/me/export")
+    assert answer.status_code == 200
+    assert answer.mimetype == "application/json"
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="account.json"'
+    document: dict[str, Any] = json.loads(answer.get_data())
+    return document
+
+
+def test_export_holds_account_rooms_and_messages(account: Account) -> None:
+    account.call("PUT", "/user/me", {"name": 'Ada "the first" \N{SNOWMAN}', "email": "ada@example.org"})
+    account.call("POST", "/auth/change-password", {"new_password": PASSWORD})
+    empty = account.open_room(title="empty")
+    room_id = account.open_room(title="full", system_instruction="be brief")
+    reply_id = account.prompt(room_id, 'a "quoted"\n\u202b prompt')
+
+    document = read_export(account)
+
+    assert document.keys() == {"exported_at", "user", "sessions", "daily_usage", "codes", "audit", "chatrooms"}
+    me = account.call("GET", "/user/me").get_json()["user"]
+    assert document["user"].items() >= me.items()
+    assert document["user"]["has_password"] is True
+    assert [each["used"] for each in document["daily_usage"]] == [1]
+    assert len(document["sessions"]) == 1
+    rooms = {room["id"]: room for room in document["chatrooms"]}
+    assert rooms.keys() == {empty, room_id}
+    assert rooms[empty]["messages"] == []
+    assert rooms[room_id]["system_instruction"] == "be brief"
+    prompt, reply = rooms[room_id]["messages"]
+    assert (prompt["message_type"], prompt["content"]) == ("user", 'a "quoted"\n\u202b prompt')
+    assert (reply["id"], reply["reply_to"], reply["status"]) == (reply_id, prompt["id"], "pending")
+
+
+def test_export_holds_no_secret(app: Flask, account: Account) -> None:
+    account.call("POST", "/auth/change-password", {"new_password": PASSWORD})
+    otp = request_otp(account.client, account.mobile_number, "verification")
+
+    text = json.dumps(read_export(account))
+
+    assert otp not in text.replace(account.mobile_number, "")
+    for secret in ("argon2", account.token, hash_token(account.token).hex(), "number_hash", "code_hash"):
+        assert secret not in text
+
+
+def test_export_holds_every_room_and_message_beyond_a_page(
+    account: Account, pro_account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "ROOMS_AT_ONCE", 2)
+    monkeypatch.setattr(export, "MESSAGES_AT_ONCE", 3)
+    rooms = {pro_account.open_room(): count for count in (4, 0, 3, 1, 2)}
+    for room_id, count in rooms.items():
+        for index in range(count):
+            pro_account.prompt(room_id, f"prompt {index}")
+
+    document = read_export(pro_account)
+
+    assert [room["id"] for room in document["chatrooms"]] == list(rooms)
+    for room in document["chatrooms"]:
+        prompts = [message["content"] for message in room["messages"] if message["message_type"] == "user"]
+        assert prompts == [f"prompt {index}" for index in range(rooms[room["id"]])]
+
+
+def test_export_holds_nothing_of_anybody_else(sign_in: Callable[..., Account]) -> None:
+    mine, other = sign_in(), sign_in()
+    other.prompt(other.open_room(title="theirs"), "their secret")
+
+    document = read_export(mine)
+
+    assert document["chatrooms"] == []
+    assert other.mobile_number not in json.dumps(document)
+
+
+def test_export_is_written_piece_by_piece_and_holds_no_connection_between(
+    app: Flask, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "ROOMS_AT_ONCE", 1)
+    rooms = [account.open_room() for _ in range(3)]
+    with app.app_context():
+        user = in_transaction(lambda: read_profile(UUID(account.id))).user
+        pieces = []
+        for piece in export.stream_export({}, user):
+            pieces.append(piece)
+            assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+    assert len(pieces) > len(rooms)
+    assert [room["id"] for room in json.loads("".join(pieces))["chatrooms"]] == rooms
