@@ -14,6 +14,7 @@ from flask_migrate import downgrade, upgrade
 from sqlalchemy import text
 
 from chatapi.app import MIGRATIONS, create_app
+from chatapi.auth.sessions import hash_token
 from chatapi.extensions import Base, db
 from tests.support import Services
 
@@ -60,6 +61,35 @@ def test_migrations_go_down_and_up_when_there_are_rows(fresh_app: Flask) -> None
     upgrade()
 
     assert set(db.inspect(db.engine).get_table_names()) == {"alembic_version", *Base.metadata.tables}
+
+
+def test_refresh_tokens_go_on_when_sessions_come_and_go(fresh_app: Flask) -> None:
+    upgrade(revision="0001")
+    token = "a refresh token of the earlier release"
+    db.session.execute(text("INSERT INTO users (id, mobile_number, number_hash) VALUES (gen_random_uuid(), '+15', '')"))
+    db.session.execute(
+        text(
+            "INSERT INTO refresh_tokens (id, user_id, family_id, token_hash, expires_at) "
+            "SELECT gen_random_uuid(), id, gen_random_uuid(), :hash, now() + interval '1 day' FROM users"
+        ),
+        {"hash": hash_token(token)},
+    )
+    db.session.commit()
+    db.session.remove()
+
+    upgrade()
+    answer = fresh_app.test_client().post("/auth/refresh", json={"refresh_token": token})
+    assert answer.status_code == 200
+    headers = {"Authorization": f"Bearer {answer.get_json()['token']}"}
+    assert fresh_app.test_client().get("/user/me", headers=headers).status_code == 200
+    db.session.remove()
+    downgrade(revision="0001")
+
+    left = db.session.execute(text("SELECT user_id, token_hash FROM refresh_tokens")).all()
+    users = db.session.scalars(text("SELECT id FROM users")).all()
+    assert [(row.user_id, bytes(row.token_hash)) for row in left] == [
+        (users[0], hash_token(answer.get_json()["refresh_token"]))
+    ]
 
 
 def test_readiness_is_503_when_the_schema_is_older_and_200_when_it_is_newer(fresh_app: Flask) -> None:

@@ -118,10 +118,11 @@ def prune_signups() -> int:
     deleted: int = db.session.execute(delete(Signup).where(Signup.expires_at < func.now())).rowcount  # type: ignore[attr-defined]
     is_awaited = select(Signup.token_hash).where(Signup.user_id == User.id).exists()
     too_old = func.now() - timedelta(seconds=SIGNUP_TTL_SECONDS)
+    unproven = select(User.id).where(User.verified_at.is_(None), User.created_at < too_old, ~is_awaited)
+    locked = db.session.scalars(unproven.with_for_update(skip_locked=True)).all()
+    # Asked once more under the locks: somebody may have signed up again just before they were had.
     db.session.execute(
-        delete(User)
-        .where(User.verified_at.is_(None), User.created_at < too_old, ~is_awaited)
-        .execution_options(synchronize_session=False)
+        delete(User).where(User.id.in_(locked), ~is_awaited).execution_options(synchronize_session=False)
     )
     return deleted
 
