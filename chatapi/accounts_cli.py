@@ -11,7 +11,7 @@ from flask.cli import AppGroup
 from marshmallow import ValidationError
 from sqlalchemy import func, select
 
-from chatapi.auth import audit
+from chatapi.auth import audit, limits
 from chatapi.auth.delivery import prune_outbox
 from chatapi.auth.models import Session, User
 from chatapi.auth.otp import OTP_TTL_SECONDS, make_code, prune_codes
@@ -110,15 +110,18 @@ def delete_user(number: str, yes: bool) -> None:
 def issue_otp(number: str, purpose: Any, is_json: bool) -> None:
     """Make a code for NUMBER and print it, for somebody whose codes do not arrive.
 
-    Make sure first that they are who they say. The code takes the place of an earlier one of its purpose, and does not
-    count towards the number's limits. Who issued it is kept in the audit log.
+    Make sure first that they are who they say. The code takes the place of an earlier one of its purpose and does not
+    count towards the number's limits; the number's wrong guesses are forgotten, so that it is good even after somebody
+    burnt the earlier ones. Who issued it is kept in the audit log.
     """
 
     def issue() -> str:
         user = db.session.scalars(select(User).where(User.mobile_number == number)).one_or_none()
         if user is not None and user.disabled_at is not None:
             raise click.ClickException(f"The account of {number} is disabled, and no code would be accepted.")
-        audit.record("otp_issued", hash_number(number), purpose=purpose)
+        number_hash = hash_number(number)
+        audit.record("otp_issued", number_hash, purpose=purpose)
+        limits.clear(limits.CODE_TRIES, number_hash)
         return make_code(number, purpose)
 
     code = in_transaction(issue)

@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 
 from chatapi.auth import audit
 from tests import leaks
-from tests.auth.support import pass_time, request_otp, rows, verify
+from tests.auth.support import pass_time, request_otp, rows, verify, wrong
 from tests.support import Account
 
 NewNumber = Callable[[], str]
@@ -147,6 +147,23 @@ def test_otp_issue_helps_one_whose_codes_are_burnt(
     code = json.loads(result.stdout)["otp"]
     leaks.SUITE.note_code(code)
     assert verify(client, number, code, purpose="verification").status_code == 200
+
+
+def test_otp_issue_helps_one_whose_guesses_are_used_up(
+    app: Flask, client: FlaskClient, flask: Callable[..., Result], new_number: NewNumber
+) -> None:
+    number = new_number()
+    for _ in range(3):
+        otp = request_otp(client, number)
+        for _ in range(5):
+            verify(client, number, wrong(otp))
+        pass_time(app, 60)
+    assert verify(client, number, request_otp(client, number)).status_code == 400
+
+    code = json.loads(flask("otp", "issue", number, "--json").stdout)["otp"]
+
+    leaks.SUITE.note_code(code)
+    assert verify(client, number, code).status_code == 200
 
 
 def test_otp_issue_refuses_a_disabled_account(app: Flask, flask: Callable[..., Result], account: Account) -> None:
