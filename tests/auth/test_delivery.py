@@ -19,6 +19,7 @@ from sqlalchemy import text
 from chatapi.auth.delivery import deliver_otp, take_due_deliveries
 from chatapi.extensions import db, in_transaction
 from chatapi.replies.sweeper import clean
+from tests import leaks
 
 KEY = b"the gateway's own secret"
 
@@ -40,6 +41,7 @@ class GatewayHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        leaks.SUITE.note_secrets(json.loads(body))
         self.server.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
         self.send_response(self.server.statuses.pop(0) if self.server.statuses else 204)
         self.send_header("Location", self.server.url)

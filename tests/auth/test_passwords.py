@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from werkzeug.test import TestResponse
 
-from chatapi.extensions import db
+from chatapi.auth import credentials
+from chatapi.extensions import db, in_transaction
 from tests.auth.support import PASSWORD, bearer, request_otp, rows, verify, wrong
 from tests.support import Account
 
@@ -144,6 +145,17 @@ def test_login_makes_the_hash_anew_when_its_parameters_are_not_todays(
 
     assert stored_hash(app, member).startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert log_in(client, member.mobile_number, PASSWORD).status_code == 200
+
+
+def test_login_is_refused_when_the_password_is_another_one_by_the_time_it_was_checked(
+    app: Flask, member: Account
+) -> None:
+    with app.app_context():
+        check = in_transaction(lambda: credentials.begin_check(member.mobile_number))
+        assert check.verify(PASSWORD)
+        change(member, current_password=PASSWORD, new_password=OTHER_PASSWORD)
+
+        assert in_transaction(lambda: credentials.finish_login(check, None)) is None
 
 
 def test_first_password_is_set_without_a_current_one(app: Flask, client: FlaskClient, account: Account) -> None:

@@ -16,9 +16,13 @@ import requests
 
 from chatapi.dev.embedded import free_port
 from config import ROOT
+from tests import leaks
 from tests.support import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+TELL_SECRETS = """printf '{"otp": "%s", "token": "%s", "mobile_number": "%s"}' "$OTP" "$TOKEN" "$NUMBER" >&2\n"""
 
 
 def walk() -> str:
@@ -79,16 +83,18 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
     checkout = Checkout(tmp_path / "checkout")
     yield checkout
     checkout.stop()
+    leaks.SUITE.note_log_files(checkout.folder / ".data")
 
 
 def test_walk_ends_with_a_reply_that_knew_history_and_instruction(checkout: Checkout) -> None:
     assert checkout.make_run().startswith(f"Ready: http://localhost:{checkout.port}")
     assert len(checkout.processes()) >= 8
 
-    script = walk().replace("localhost:5000", f"localhost:{checkout.port}") + 'echo "$TOKEN"\n'
+    script = walk().replace("localhost:5000", f"localhost:{checkout.port}") + 'echo "$TOKEN"\n' + TELL_SECRETS
     result = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True, timeout=60)
 
     answer, token = result.stdout.rsplit("\n", 2)[:2]
+    leaks.SUITE.note_secrets(json.loads(result.stderr))
     message = json.loads(answer)["message"]
     assert message["status"] == "completed"
     assert message["content"].startswith("[Gemini stand-in")

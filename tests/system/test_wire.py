@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests import leaks
 from tests.support import Account
 from tests.system.support import System
 
@@ -26,6 +27,7 @@ def exchange(system: System, request: bytes) -> tuple[int, dict[str, str], bytes
     head, _, body = answer.partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    leaks.SUITE.note_answer("", "", None, int(status.split()[1]), headers.items(), body)
     return int(status.split()[1]), headers, body
 
 
