@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 
 from chatapi.auth import audit, limits
 from chatapi.auth.delivery import prune_outbox
-from chatapi.auth.models import Session, User
+from chatapi.auth.models import AuditEvent, Session, User
 from chatapi.auth.otp import OTP_TTL_SECONDS, make_code, prune_codes
 from chatapi.auth.sessions import end_sessions
 from chatapi.extensions import db, in_transaction
@@ -115,16 +115,16 @@ def issue_otp(number: str, purpose: Any, is_json: bool) -> None:
     burnt the earlier ones. Who issued it is kept in the audit log.
     """
 
-    def issue() -> str:
+    def issue() -> tuple[str, AuditEvent]:
         user = db.session.scalars(select(User).where(User.mobile_number == number)).one_or_none()
         if user is not None and user.disabled_at is not None:
             raise click.ClickException(f"The account of {number} is disabled, and no code would be accepted.")
         number_hash = hash_number(number)
-        audit.record("otp_issued", number_hash, purpose=purpose)
         limits.clear(limits.CODE_TRIES, number_hash)
-        return make_code(number, purpose)
+        return make_code(number, purpose), audit.record("otp_issued", number_hash, purpose=purpose)
 
-    code = in_transaction(issue)
+    code, event = in_transaction(issue)
+    audit.announce(event)
     if is_json:
         issued = {"mobile_number": number, "purpose": purpose, "otp": code, "expires_in": OTP_TTL_SECONDS}
         click.echo(json.dumps(issued))
@@ -155,12 +155,13 @@ def _find(number: str) -> User:
 
 
 def _change(number: str, action: str, change: Callable[[User], object]) -> None:
-    def work() -> None:
+    def work() -> AuditEvent:
         user = _find(number)
-        audit.record(action, user.number_hash)
+        event = audit.record(action, hash_number(number))
         change(user)
+        return event
 
-    in_transaction(work)
+    audit.announce(in_transaction(work))
 
 
 def _describe(user: User) -> dict[str, Any]:
@@ -189,6 +190,6 @@ def _describe(user: User) -> dict[str, Any]:
         "messages": profile.message_count,
         "audit": [
             {"at": rfc3339(event.created_at), "action": event.action, "actor": event.actor, "details": event.details}
-            for event in audit.list_events(user.number_hash)
+            for event in audit.list_events(hash_number(user.mobile_number))
         ],
     }

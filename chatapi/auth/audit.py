@@ -15,14 +15,18 @@ from chatapi.extensions import db
 log = structlog.get_logger(__name__)
 
 
-def record(action: str, number_hash: bytes, **details: Any) -> None:
-    """Note that the operator at the terminal does `action` to a number's account; it stands once committed.
+def record(action: str, number_hash: bytes, **details: Any) -> AuditEvent:
+    """Note that the operator at the terminal does `action` to a number's account. Once committed, `announce` it."""
+    event = AuditEvent(action=action, actor=operator(), number_hash=number_hash, details=details)
+    db.session.add(event)
+    return event
 
-    It goes to the log as well, where the number is named by its hash only.
-    """
-    actor = operator()
-    db.session.add(AuditEvent(action=action, actor=actor, number_hash=number_hash, details=details))
-    log.info("audit", action=action, actor=actor, number_hash=number_hash.hex(), **details)
+
+def announce(event: AuditEvent) -> None:
+    """Log an event that is committed; the number is named by its hash only."""
+    log.info(
+        "audit", action=event.action, actor=event.actor, number_hash=event.number_hash.hex(), details=event.details
+    )
 
 
 def list_events(number_hash: bytes) -> list[AuditEvent]:

@@ -59,8 +59,7 @@ CODES = Limit("codes", ((5, HOUR), (10, DAY)))
 """Codes to one number, of whatever purpose: what a stranger can make its owner receive, or us pay."""
 
 CODE_TRIES = Limit("code_tries", ((15, HOUR), (30, DAY)))
-"""Failed checks of a number's codes, over all of them: asking for another code buys no further guesses at length.
-NIST SP 800-63B-4, 3.2.2, has at most 100 in a row."""
+"""Failed checks of a number's codes, over all of them: asking for another code buys few further guesses."""
 
 PASSWORD_TRIES = Limit("password_tries", ((10, HOUR), (30, DAY)))
 """Failed checks of a number's password. Its owner can still sign in with a code meanwhile."""

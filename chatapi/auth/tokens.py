@@ -68,9 +68,10 @@ def configure_jwt(config: dict[str, Any]) -> dict[str, Any]:
 def init_tokens(app: Flask) -> None:
     """Bind flask-jwt-extended, and remember verified tokens.
 
-    Checking a signature takes half a millisecond, most of it in reading base64, and comes to the same each time. So
-    it is done once per token and process. What may change is looked at on each request all the same: the token's
-    age in `identify_caller`, its session and account in `require_user`. Tokens that fail are not remembered.
+    Reading a token and checking its signature is the dearest part of a small request, half of it in looking at each
+    character of base64, and comes to the same each time. So it is done once per token and process. What may change
+    is looked at on each request all the same: the token's age in `identify_caller`, its session and account in
+    `require_user`. Tokens that fail are not remembered.
     """
     jwt.init_app(app)
     app.extensions["verify_access_token"] = lru_cache(maxsize=VERIFIED_TOKENS)(_verify)

@@ -9,6 +9,7 @@ from sqlalchemy import delete, select, text
 
 from chatapi.auth.models import OtpCode, User
 from chatapi.extensions import db
+from chatapi.keys import hash_number
 
 ERASE_TIMEOUT_SECONDS = 120
 """An account may hold very many messages, and nothing of it may be left."""
@@ -27,12 +28,17 @@ def erase_account(user_id: UUID) -> bool:
     """
     # For this transaction only.
     db.session.execute(text(f"SET LOCAL statement_timeout = '{ERASE_TIMEOUT_SECONDS}s'"))
-    user = db.session.scalars(select(User).where(User.id == user_id).with_for_update()).one_or_none()
+    # Codes before the user, as signing in locks them.
+    mobile_number = db.session.scalar(select(User.mobile_number).where(User.id == user_id))
+    if mobile_number is not None:
+        db.session.execute(delete(OtpCode).where(OtpCode.number_hash == hash_number(mobile_number)))
+    user = db.session.scalars(
+        select(User).where(User.id == user_id).with_for_update().execution_options(populate_existing=True)
+    ).one_or_none()
     if user is None:
         return False
     for hook in BEFORE_ERASE:
         hook(user)
-    db.session.execute(delete(OtpCode).where(OtpCode.number_hash == user.number_hash))
     db.session.flush()
     db.session.execute(delete(User).where(User.id == user_id).execution_options(synchronize_session=False))
     return True

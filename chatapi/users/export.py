@@ -11,9 +11,10 @@ from uuid import UUID
 from sqlalchemy import select
 
 from chatapi.auth import audit
-from chatapi.auth.models import OtpCode, Session, User
+from chatapi.auth.models import AuthLimit, OtpCode, Session, User
 from chatapi.chatrooms.models import Chatroom, Message
 from chatapi.extensions import db, in_transaction
+from chatapi.keys import hash_number
 from chatapi.quota import DailyUsage
 from chatapi.schemas import rfc3339
 
@@ -41,17 +42,22 @@ def stream_export(account: dict[str, Any], user: User) -> Iterator[str]:
 
 
 def _belongings(user: User) -> dict[str, Any]:
-    """Return what there is little of: sessions, prompts used per day, codes that wait, what operators did."""
+    """Return what there is little of: sessions, prompts used per day, codes and limits, what operators did."""
+    number_hash = hash_number(user.mobile_number)
     sessions = db.session.scalars(select(Session).where(Session.user_id == user.id).order_by(Session.id)).all()
     usage = db.session.scalars(
         select(DailyUsage).where(DailyUsage.number_hash == user.number_hash).order_by(DailyUsage.day)
     ).all()
-    codes = db.session.scalars(select(OtpCode).where(OtpCode.number_hash == user.number_hash)).all()
+    codes = db.session.scalars(select(OtpCode).where(OtpCode.number_hash == number_hash)).all()
+    limits = db.session.scalars(select(AuthLimit).where(AuthLimit.subject == number_hash)).all()
+    # A number changes hands: what was done to an earlier account is not this owner's to see.
+    events = [event for event in audit.list_events(number_hash) if event.created_at >= user.created_at]
     return {
         "sessions": [_fields(each, "id", "created_at", "refreshed_at", "expires_at") for each in sessions],
         "daily_usage": [_fields(each, "day", "used") for each in usage],
         "codes": [_fields(each, "purpose", "created_at", "expires_at", "used_at") for each in codes],
-        "audit": [_fields(each, "action", "created_at") for each in audit.list_events(user.number_hash)],
+        "sign_in_limits": [{"name": each.name, "counted_at": [rfc3339(hit) for hit in each.hits]} for each in limits],
+        "audit": [_fields(each, "action", "created_at") for each in events],
     }
 
 

@@ -59,5 +59,10 @@ class ExportSchema(ApiSchema):
     codes = fields.List(
         fields.Dict(), required=True, metadata={"description": "Codes that wait, but not what they are"}
     )
+    sign_in_limits = fields.List(
+        fields.Dict(),
+        required=True,
+        metadata={"description": "When something was counted that is limited for the number"},
+    )
     audit = fields.List(fields.Dict(), required=True, metadata={"description": "What operators did to the account"})
     chatrooms = fields.List(fields.Dict(), required=True)

@@ -113,7 +113,7 @@ def test_requests_that_are_refused_or_invalid_count_as_well(limited_app: Flask, 
     assert caller.guess(new_number()).status_code == 429
 
 
-def test_refreshing_and_signing_out_are_not_limited_by_address(limited_app: Flask, new_number: NewNumber) -> None:
+def test_refreshing_is_not_limited_by_address(limited_app: Flask, new_number: NewNumber) -> None:
     caller = Caller(limited_app, "192.0.2.1")
     token = caller.sign_in(new_number()).get_json()["refresh_token"]
     for _ in range(40):

@@ -14,7 +14,7 @@ from chatapi.auth.sessions import hash_token
 from chatapi.extensions import db, in_transaction
 from chatapi.users import export
 from chatapi.users.service import read_profile
-from tests.auth.support import PASSWORD, request_otp
+from tests.auth.support import PASSWORD, pass_time, request_otp
 from tests.support import Account
 
 
@@ -36,12 +36,15 @@ def test_export_holds_account_rooms_and_messages(account: Account) -> None:
 
     document = read_export(account)
 
-    assert document.keys() == {"exported_at", "user", "sessions", "daily_usage", "codes", "audit", "chatrooms"}
+    own = {"exported_at", "user", "sessions", "daily_usage", "codes", "sign_in_limits", "audit", "chatrooms"}
+    assert document.keys() == own
     me = account.call("GET", "/user/me").get_json()["user"]
     assert document["user"].items() >= me.items()
     assert document["user"]["has_password"] is True
     assert [each["used"] for each in document["daily_usage"]] == [1]
     assert len(document["sessions"]) == 1
+    counted = {limit["name"]: len(limit["counted_at"]) for limit in document["sign_in_limits"]}
+    assert counted == {"codes": 1, "code_spacing:login": 1, "code_tries": 0}
     rooms = {room["id"]: room for room in document["chatrooms"]}
     assert rooms.keys() == {empty, room_id}
     assert rooms[empty]["messages"] == []
@@ -88,6 +91,18 @@ def test_export_holds_nothing_of_anybody_else(sign_in: Callable[..., Account]) -
 
     assert document["chatrooms"] == []
     assert other.mobile_number not in json.dumps(document)
+
+
+def test_export_holds_what_operators_did_to_this_account_and_not_to_an_earlier_one(
+    app: Flask, account: Account, sign_in: Callable[..., Account]
+) -> None:
+    flask = app.test_cli_runner()
+    flask.invoke(args=["user", "enable", account.mobile_number])
+    assert [event["action"] for event in read_export(account)["audit"]] == ["user_enabled"]
+    flask.invoke(args=["user", "delete", account.mobile_number, "--yes"])
+    pass_time(app, 60)
+
+    assert read_export(sign_in(account.mobile_number))["audit"] == []
 
 
 def test_export_is_written_piece_by_piece_and_holds_no_connection_between(
