@@ -183,6 +183,12 @@ def test_address_is_told_five_times_an_hour_that_a_number_is_registered(
     assert 3590 <= int(known.headers["Retry-After"]) <= 3600
 
 
+def test_sign_ups_of_new_numbers_are_not_among_those_five(limited_app: Flask, new_number: NewNumber) -> None:
+    caller = Caller(limited_app, "192.0.2.1")
+
+    assert [caller.post("/auth/signup", {"mobile_number": new_number()}).status_code for _ in range(8)] == [201] * 8
+
+
 def test_sign_ups_of_a_number_are_limited_and_leave_its_owner_a_way_in(
     client: FlaskClient, new_number: NewNumber
 ) -> None:
