@@ -6,8 +6,8 @@ import base64
 import os
 import re
 import string
-import threading
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -20,8 +20,7 @@ MEMORY_KIB = 19_456
 PASSES = 2
 LANES = 1
 
-# Each hash holds its 19 MiB and keeps a processor busy until it is done, so more of them at once would end no sooner,
-# but a burst of sign-ins would take 19 MiB per thread.
+# Each hash takes its 19 MiB and keeps a processor busy until it is done, so more of them at once would end no sooner.
 MAX_HASHES_AT_ONCE = os.cpu_count() or 1
 
 _COMMON_PASSWORDS_PATH = Path(__file__).with_name("common_passwords.txt")
@@ -29,7 +28,9 @@ _SEPARATORS = re.compile(rf"[\s{re.escape(string.punctuation)}]+")
 _SERVICE_NAME = re.compile(r"[0-9]{0,4}(?:chatapi)+[0-9]{0,4}")
 
 _hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES, type=Type.ID)
-_slots = threading.BoundedSemaphore(MAX_HASHES_AT_ONCE)
+# In threads of their own: the C library keeps what a thread has freed for that thread's next use, so hashing in
+# whichever thread a request has would in time hold 19 MiB for each of them.
+_hashing = ThreadPoolExecutor(MAX_HASHES_AT_ONCE, thread_name_prefix="hashing")
 
 
 def _make_dummy_hash() -> str:
@@ -53,9 +54,7 @@ def hash_password(password: str) -> str:
     It is normalized to NFC first, as the same password comes composed from one keyboard and decomposed from another
     (NIST SP 800-63B-4, 3.1.1.2). Code points that this Python does not know yet are taken as they are.
     """
-    secret = _normalized(password)
-    with _slots:
-        return _hasher.hash(secret)
+    return _hashing.submit(_hasher.hash, _normalized(password)).result()
 
 
 def verify_password(password_hash: str | None, password: str) -> bool:
@@ -101,12 +100,10 @@ def _is_match(password_hash: str, password: str) -> bool:
 
     Raises `VerificationError` or `ValueError` if the hash cannot be read.
     """
-    secret = _normalized(password)
-    with _slots:
-        try:
-            return _hasher.verify(password_hash, secret)
-        except VerifyMismatchError:
-            return False
+    try:
+        return _hashing.submit(_hasher.verify, password_hash, _normalized(password)).result()
+    except VerifyMismatchError:
+        return False
 
 
 def _normalized(password: str) -> bytes:

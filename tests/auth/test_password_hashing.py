@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 import unicodedata
@@ -21,6 +23,7 @@ from chatapi.auth.passwords import (
     needs_rehash,
     verify_password,
 )
+from config import ROOT
 
 NUMBER = "+447700900123"
 PASSPHRASE = "seven lazy otters skip supper"
@@ -37,11 +40,6 @@ def time_ratio(one: Callable[[], object], other: Callable[[], object]) -> float:
     """Return how many times as long `one` takes; by turns, so that a busy machine slows both."""
     times = [(seconds_of(one), seconds_of(other)) for _ in range(20)]
     return median(pair[0] for pair in times) / median(pair[1] for pair in times)
-
-
-def take_slots(most: int) -> int:
-    """Keep others from hashing; return how many of the slots there were to take."""
-    return sum(passwords._slots.acquire(blocking=False) for _ in range(most))
 
 
 def test_hash_has_the_parameters_that_owasp_recommends() -> None:
@@ -147,27 +145,55 @@ def test_forms_that_only_look_compatible_are_different_passwords() -> None:
 def test_hashing_waits_while_as_many_hashes_are_made_as_there_are_processors(work: Callable[[], object]) -> None:
     a_while = 20 * seconds_of(lambda: hash_password(PASSPHRASE))
     thread = threading.Thread(target=work, daemon=True)
-    taken = take_slots(os.cpu_count() or 1)
+    may_end = threading.Event()
+    others = [passwords._hashing.submit(may_end.wait, 60) for _ in range(os.cpu_count() or 1)]
     try:
         thread.start()
         thread.join(a_while)
         assert thread.is_alive()
     finally:
-        passwords._slots.release(taken)
+        may_end.set()
     thread.join(10)
     assert not thread.is_alive()
+    assert all(other.result() for other in others)
 
 
-def test_many_threads_get_their_turn_and_leave_all_slots_free() -> None:
+def test_many_threads_get_their_turn() -> None:
     password_hash = hash_password(PASSPHRASE)
     tries = [(password_hash, PASSPHRASE), (password_hash, "wrong"), (None, PASSPHRASE), (MALFORMED_HASHES[3], "x")]
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda pair: verify_password(*pair), tries * 8))
     assert found == [True, False, False, False] * 8
+
+
+HASH_IN_MANY_THREADS = """
+import re, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from chatapi.auth.passwords import hash_password, verify_password
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1]) // 1024
+
+before, threads = resident(), int(sys.argv[1])
+with ThreadPoolExecutor(threads) as pool:
+    list(pool.map(hash_password, map(str, range(4 * threads))))
+    list(pool.map(lambda index: verify_password(None, str(index)), range(4 * threads)))
+    print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_hashing_keeps_no_memory_in_each_of_the_requests_threads() -> None:
     processors = os.cpu_count() or 1
-    taken = take_slots(processors + 1)
-    passwords._slots.release(taken)
-    assert taken == processors
+    threads = 8 * processors
+
+    done = subprocess.run(
+        [sys.executable, "-c", HASH_IN_MANY_THREADS, str(threads)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert int(done.stdout) < 19 * threads / 3, "MiB"
 
 
 @pytest.mark.parametrize(
