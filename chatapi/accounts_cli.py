@@ -16,7 +16,7 @@ from chatapi.auth.delivery import prune_outbox
 from chatapi.auth.models import AuditEvent, Session, User
 from chatapi.auth.otp import OTP_TTL_SECONDS, make_code, prune_codes
 from chatapi.auth.sessions import end_sessions
-from chatapi.extensions import db, in_transaction
+from chatapi.extensions import db, in_batches, in_transaction
 from chatapi.keys import hash_number
 from chatapi.logs import logs_to_stderr
 from chatapi.schemas import MobileNumber, rfc3339
@@ -137,7 +137,7 @@ def issue_otp(number: str, purpose: Any, is_json: bool) -> None:
 @logs_to_stderr()
 def prune_otp(is_json: bool) -> None:
     """Delete codes that are used or past their life. The sweeper does so every minute."""
-    deleted = {"codes": in_transaction(prune_codes), "undelivered": in_transaction(prune_outbox)}
+    deleted = {"codes": in_batches(prune_codes), "undelivered": in_batches(prune_outbox)}
     if is_json:
         click.echo(json.dumps(deleted))
     else:

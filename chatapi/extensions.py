@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from cachelib.serializers import BaseSerializer
 from flask import current_app, g, request
@@ -14,7 +14,7 @@ from flask_limiter import Limiter
 from flask_migrate import Migrate
 from flask_smorest import Api
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import MetaData
+from sqlalchemy import ColumnElement, CursorResult, MetaData, delete, select, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase
 
@@ -31,6 +31,7 @@ REDIS_OPTIONS: dict[str, Any] = {
 }
 
 MAX_TRANSACTION_ATTEMPTS = 3
+DELETE_BATCH = 2000
 SERIALIZATION_FAILURE = "40001"
 DEADLOCK_DETECTED = "40P01"
 
@@ -95,6 +96,22 @@ jwt = JWTManager()
 limiter = Limiter(key_func=rate_limit_key, application_limits=[request_budget])
 cache = Cache()
 api = EnvelopeApi()
+
+
+def delete_some(model: type[Base], *conditions: ColumnElement[bool]) -> int:
+    """Delete up to `DELETE_BATCH` rows that meet the conditions, passing over locked ones; return how many it was."""
+    key = [getattr(model, column.key) for column in model.__table__.primary_key]
+    some = select(*key).where(*conditions).limit(DELETE_BATCH).with_for_update(skip_locked=True)
+    statement = delete(model).where(tuple_(*key).in_(some)).execution_options(synchronize_session=False)
+    return cast("CursorResult[Any]", db.session.execute(statement)).rowcount
+
+
+def in_batches(work: Callable[[], int]) -> int:
+    """Run `work` in one transaction after another until there is nothing left for it to do; return how much it was."""
+    total = 0
+    while done := in_transaction(work):
+        total += done
+    return total
 
 
 def in_transaction(work: Callable[[], T]) -> T:

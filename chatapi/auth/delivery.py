@@ -18,7 +18,7 @@ from chatapi.auth.gateways import DeliveryFailedError, OtpMessage, configured_ga
 from chatapi.auth.models import OutboxMessage
 from chatapi.auth.otp import OTP_TTL_SECONDS, Purpose
 from chatapi.broker import ring
-from chatapi.extensions import db, in_transaction
+from chatapi.extensions import db, delete_some, in_transaction
 from chatapi.ids import uuid7
 from chatapi.keys import derived_key
 
@@ -100,9 +100,8 @@ def take_due_deliveries(limit: int) -> list[UUID]:
 
 
 def prune_outbox() -> int:
-    """Delete codes that were not delivered within their life; return how many."""
-    deleted: int = db.session.execute(delete(OutboxMessage).where(OutboxMessage.expires_at < func.now())).rowcount  # type: ignore[attr-defined]
-    return deleted
+    """Delete some codes that were not delivered within their life; return how many."""
+    return delete_some(OutboxMessage, OutboxMessage.expires_at < func.now())
 
 
 def _take(outbox_id: UUID) -> bytes | None:

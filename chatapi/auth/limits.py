@@ -16,7 +16,7 @@ from sqlalchemy import delete, func, select, text
 
 from chatapi.auth.models import AuthFailures, AuthLimit, KnownNetwork
 from chatapi.errors import RateLimitedError
-from chatapi.extensions import db, in_transaction
+from chatapi.extensions import db, delete_some, in_transaction
 from chatapi.keys import keyed_hash
 
 MINUTE, HOUR, DAY = 60, 3600, 24 * 3600
@@ -208,14 +208,13 @@ def hash_network(network: str) -> bytes:
 
 
 def prune_limits() -> int:
-    """Delete what no longer limits anything; return how many rows it was."""
+    """Delete some of what no longer limits anything; return how many rows it was."""
     now = func.now()
-    outdated = (
-        delete(AuthLimit).where(AuthLimit.expires_at < now),
-        delete(AuthFailures).where(AuthFailures.began_at < now - timedelta(seconds=2 * FAILURES_WINDOW_SECONDS)),
-        delete(KnownNetwork).where(KnownNetwork.seen_at < now - timedelta(days=KNOWN_NETWORK_DAYS)),
+    limits = delete_some(AuthLimit, AuthLimit.expires_at < now)
+    failures = delete_some(AuthFailures, AuthFailures.began_at < now - timedelta(seconds=2 * FAILURES_WINDOW_SECONDS))
+    return (
+        limits + failures + delete_some(KnownNetwork, KnownNetwork.seen_at < now - timedelta(days=KNOWN_NETWORK_DAYS))
     )
-    return sum(db.session.execute(each).rowcount for each in outdated)  # type: ignore[attr-defined]
 
 
 def _is_known(network_hash: bytes) -> bool:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, DateTime, ForeignKey, Index, LargeBinary, SmallInteger, Text, func
+from sqlalchemy import ARRAY, BigInteger, DateTime, ForeignKey, Index, LargeBinary, SmallInteger, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -18,6 +18,7 @@ class User(Base):
     """An account. It can be used once `verified_at` says that its number was proven."""
 
     __tablename__ = "users"
+    __table_args__ = (Index("ix_users_unverified", "created_at", postgresql_where=text("verified_at IS NULL")),)
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
     mobile_number: Mapped[str] = mapped_column(Text, unique=True)

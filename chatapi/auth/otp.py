@@ -7,12 +7,12 @@ from datetime import timedelta
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import case, delete, func, or_, select, update
+from sqlalchemy import case, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from chatapi.auth import limits
 from chatapi.auth.models import OtpCode
-from chatapi.extensions import db
+from chatapi.extensions import db, delete_some
 from chatapi.ids import uuid7
 from chatapi.keys import hash_number, keyed_hash
 
@@ -56,10 +56,8 @@ def claim_code(mobile_number: str, purpose: Purpose, code: str) -> bool:
 
 
 def prune_codes() -> int:
-    """Delete codes that are used or past their life; return how many."""
-    outdated = delete(OtpCode).where(or_(OtpCode.expires_at < func.now(), OtpCode.used_at.is_not(None)))
-    deleted: int = db.session.execute(outdated).rowcount  # type: ignore[attr-defined]
-    return deleted
+    """Delete some codes that are used or past their life; return how many."""
+    return delete_some(OtpCode, or_(OtpCode.expires_at < func.now(), OtpCode.used_at.is_not(None)))
 
 
 def _try_code(mobile_number: str, purpose: Purpose, code: str) -> bool:

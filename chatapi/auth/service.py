@@ -16,7 +16,7 @@ from chatapi.auth.models import Signup, User
 from chatapi.auth.otp import Purpose, claim_code, make_code
 from chatapi.auth.sessions import hash_token
 from chatapi.errors import BadRequestError, ChatAPIError
-from chatapi.extensions import db
+from chatapi.extensions import DELETE_BATCH, db, delete_some
 from chatapi.ids import uuid7
 from chatapi.keys import hash_number
 
@@ -114,17 +114,14 @@ def find_verified(mobile_number: str) -> User | None:
 
 
 def prune_signups() -> int:
-    """Delete sign-ups past their life, and accounts that only those were for; return how many sign-ups."""
-    deleted: int = db.session.execute(delete(Signup).where(Signup.expires_at < func.now())).rowcount  # type: ignore[attr-defined]
+    """Delete some sign-ups past their life, and accounts that only those were for; return how many."""
+    deleted = delete_some(Signup, Signup.expires_at < func.now())
     is_awaited = select(Signup.token_hash).where(Signup.user_id == User.id).exists()
     too_old = func.now() - timedelta(seconds=SIGNUP_TTL_SECONDS)
     unproven = select(User.id).where(User.verified_at.is_(None), User.created_at < too_old, ~is_awaited)
-    locked = db.session.scalars(unproven.with_for_update(skip_locked=True)).all()
+    locked = db.session.scalars(unproven.limit(DELETE_BATCH).with_for_update(skip_locked=True)).all()
     # Asked once more under the locks: somebody may have signed up again just before they were had.
-    db.session.execute(
-        delete(User).where(User.id.in_(locked), ~is_awaited).execution_options(synchronize_session=False)
-    )
-    return deleted
+    return deleted + delete_some(User, User.id.in_(locked), ~is_awaited)
 
 
 def _ensure_user(mobile_number: str) -> User:

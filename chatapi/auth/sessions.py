@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from chatapi.auth.models import RefreshToken, Session, User
 from chatapi.auth.tokens import make_access_token
 from chatapi.errors import UnauthorizedError
-from chatapi.extensions import db
+from chatapi.extensions import db, delete_some
 from chatapi.ids import uuid7
 from chatapi.keys import derived_key
 
@@ -113,10 +113,9 @@ def end_sessions(user_id: UUID, but: UUID | None = None) -> None:
 
 
 def prune_sessions() -> int:
-    """Delete sessions and refresh tokens that are past their life; return how many sessions."""
-    db.session.execute(delete(RefreshToken).where(RefreshToken.expires_at < func.now()))
-    deleted: int = db.session.execute(delete(Session).where(Session.expires_at < func.now())).rowcount  # type: ignore[attr-defined]
-    return deleted
+    """Delete some sessions and refresh tokens that are past their life; return how many."""
+    tokens = delete_some(RefreshToken, RefreshToken.expires_at < func.now())
+    return tokens + delete_some(Session, Session.expires_at < func.now())
 
 
 def hash_token(token: str) -> bytes:

@@ -18,7 +18,7 @@ from chatapi.auth.service import prune_signups
 from chatapi.auth.sessions import prune_sessions
 from chatapi.broker import is_reachable
 from chatapi.chatrooms.prompts import ring_reply
-from chatapi.extensions import db, in_transaction
+from chatapi.extensions import db, in_batches, in_transaction
 from chatapi.replies.jobs import take_due_jobs
 
 SWEEP_EVERY_SECONDS = 1.0
@@ -68,7 +68,7 @@ def sweep() -> int:
 def clean() -> None:
     """Delete what is past its life: codes, also undelivered ones, sign-ups, sessions, and what limits were counted by.
 
-    Each in a transaction of its own, so that none holds the others' rows.
+    In batches, each in a transaction of its own, so that none is long whatever has gathered.
     """
     for prune in (prune_codes, prune_outbox, prune_signups, prune_sessions, prune_limits):
-        in_transaction(prune)
+        in_batches(prune)

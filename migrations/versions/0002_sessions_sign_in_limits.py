@@ -26,6 +26,9 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_sessions_expires_at"), "sessions", ["expires_at"], unique=False)
     op.create_index(op.f("ix_sessions_user_id"), "sessions", ["user_id"], unique=False)
+    op.create_index(
+        "ix_users_unverified", "users", ["created_at"], unique=False, postgresql_where=sa.text("verified_at IS NULL")
+    )
     op.execute(
         "INSERT INTO sessions (id, user_id, created_at, refreshed_at, expires_at) "
         "SELECT family_id, user_id, min(created_at), max(created_at), max(expires_at) FROM refresh_tokens "
@@ -103,4 +106,5 @@ def downgrade() -> None:
     # The earlier release does not know of used ones, and would never delete a token that is used.
     op.execute("DELETE FROM refresh_tokens WHERE used_at IS NOT NULL")
     op.drop_column("refresh_tokens", "used_at")
+    op.drop_index("ix_users_unverified", table_name="users")
     op.drop_table("sessions")

@@ -144,3 +144,21 @@ def test_what_is_past_its_life_is_deleted(account: Account, new_number: Callable
     assert tuple(execute(counts)[0]) == (0, 0)
     assert not execute("SELECT FROM users WHERE id = :id", id=signed_up)  # Nobody proved that the number is theirs.
     assert execute("SELECT FROM sessions WHERE user_id = :id", id=account.id)
+
+
+def test_cleaning_goes_on_until_all_is_gone_and_passes_over_what_is_locked(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatapi.extensions.DELETE_BATCH", 3)
+    execute("DELETE FROM auth_limits")
+    execute(
+        "INSERT INTO auth_limits (name, subject, hits, expires_at) "
+        "SELECT 'test', int4send(n), ARRAY[]::timestamptz[], now() - interval '1 s' FROM generate_series(1, 10) AS n"
+    )
+    with db.engine.connect() as other:
+        other.execute(text("SELECT FROM auth_limits WHERE subject = int4send(4) FOR UPDATE"))
+        clean()
+        assert len(execute("SELECT FROM auth_limits")) == 1
+
+    clean()
+    assert execute("SELECT FROM auth_limits") == []
