@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -13,13 +13,13 @@ from sqlalchemy import select
 from chatapi.auth import audit
 from chatapi.auth.models import AuthLimit, OtpCode, Session, User
 from chatapi.chatrooms.models import Chatroom, Message
-from chatapi.extensions import db, in_transaction
+from chatapi.extensions import Base, db, in_transaction
 from chatapi.keys import hash_number
 from chatapi.quota import DailyUsage
 from chatapi.schemas import rfc3339
 
 ROOMS_AT_ONCE = 50
-MESSAGES_AT_ONCE = 500
+MESSAGES_AT_ONCE = 200
 
 
 def stream_export(account: dict[str, Any], user: User) -> Iterator[str]:
@@ -36,7 +36,8 @@ def stream_export(account: dict[str, Any], user: User) -> Iterator[str]:
     yield json.dumps(head, ensure_ascii=False)[:-1] + ', "chatrooms": ['
     for index, room in enumerate(_rooms(user.id)):
         yield ("," if index else "") + _dump(room)[:-1] + ', "messages": ['
-        yield from _joined(_messages(room.id))
+        for page_index, page in enumerate(_message_pages(room.id)):
+            yield ("," if page_index else "") + ",".join(map(_dump, page))
         yield "]}"
     yield "]}"
 
@@ -61,10 +62,18 @@ def _belongings(user: User) -> dict[str, Any]:
     }
 
 
-def _rooms(user_id: UUID) -> Iterator[Chatroom]:
+_HIDDEN = {"user_id", "room_id"}
+"""What says only how we store it."""
+
+
+def _shown(model: type[Base]) -> list[Any]:
+    return [column for column in model.__table__.columns if column.key not in _HIDDEN]
+
+
+def _rooms(user_id: UUID) -> Iterator[Any]:
     last: UUID | None = None
     while True:
-        query = select(Chatroom).where(Chatroom.user_id == user_id).order_by(Chatroom.id).limit(ROOMS_AT_ONCE)
+        query = select(*_shown(Chatroom)).where(Chatroom.user_id == user_id).order_by(Chatroom.id).limit(ROOMS_AT_ONCE)
         rooms = _read(query if last is None else query.where(Chatroom.id > last))
         yield from rooms
         if len(rooms) < ROOMS_AT_ONCE:
@@ -72,33 +81,24 @@ def _rooms(user_id: UUID) -> Iterator[Chatroom]:
         last = rooms[-1].id
 
 
-def _messages(room_id: UUID) -> Iterator[Message]:
+def _message_pages(room_id: UUID) -> Iterator[Sequence[Any]]:
     last = 0
     while True:
-        query = select(Message).where(Message.room_id == room_id, Message.seq > last)
-        messages = _read(query.order_by(Message.seq).limit(MESSAGES_AT_ONCE))
-        yield from messages
-        if len(messages) < MESSAGES_AT_ONCE:
+        query = select(*_shown(Message)).where(Message.room_id == room_id, Message.seq > last)
+        page = _read(query.order_by(Message.seq).limit(MESSAGES_AT_ONCE))
+        if page:
+            yield page
+        if len(page) < MESSAGES_AT_ONCE:
             return
-        last = messages[-1].seq
+        last = page[-1].seq
 
 
 def _read(query: Any) -> Sequence[Any]:
-    return in_transaction(lambda: db.session.scalars(query).all())
-
-
-def _joined(rows: Iterable[Any]) -> Iterator[str]:
-    for index, row in enumerate(rows):
-        yield ("," if index else "") + _dump(row)
-
-
-_HIDDEN = {"user_id", "room_id", "seq"}
-"""What says only how we store it."""
+    return in_transaction(lambda: db.session.execute(query).all())
 
 
 def _dump(row: Any) -> str:
-    names = [column.key for column in row.__table__.columns if column.key not in _HIDDEN]
-    return json.dumps(_fields(row, *names), ensure_ascii=False)
+    return json.dumps({name: _plain(value) for name, value in row._mapping.items()}, ensure_ascii=False)  # noqa: SLF001 - SQLAlchemy's name for it
 
 
 def _fields(row: Any, *names: str) -> dict[str, Any]:
