@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 from flask.cli import AppGroup
 from marshmallow import ValidationError
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 
 from chatapi.auth import audit, limits
 from chatapi.auth.delivery import prune_outbox
@@ -22,6 +24,17 @@ from chatapi.logs import logs_to_stderr
 from chatapi.schemas import MobileNumber, rfc3339
 from chatapi.users.erase import erase_account
 from chatapi.users.service import read_profile
+
+
+@contextmanager
+def at_terminal() -> Iterator[None]:
+    """Keep logs off standard output, and say in a sentence that the database is away."""
+    with logs_to_stderr():
+        try:
+            yield
+        except OperationalError:
+            db.session.rollback()
+            raise click.ClickException("PostgreSQL does not answer: is DATABASE_URL right, and is it up?") from None
 
 
 class NumberType(click.ParamType[str]):
@@ -48,7 +61,7 @@ as_json = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @user_commands.command("show")
 @click.argument("number", type=NUMBER)
 @as_json
-@logs_to_stderr()
+@at_terminal()
 def show_user(number: str, is_json: bool) -> None:
     """Show the account of NUMBER, and what was done to it from here."""
     shown = in_transaction(lambda: _describe(_find(number)))
@@ -64,12 +77,12 @@ def show_user(number: str, is_json: bool) -> None:
 
 @user_commands.command("disable")
 @click.argument("number", type=NUMBER)
-@logs_to_stderr()
+@at_terminal()
 def disable_user(number: str) -> None:
     """Keep the account of NUMBER from being used; its tokens die at once."""
 
     def disable(user: User) -> None:
-        user.disabled_at = func.now()
+        user.disabled_at = user.disabled_at or func.now()
         db.session.flush()
         end_sessions(user.id)
 
@@ -79,7 +92,7 @@ def disable_user(number: str) -> None:
 
 @user_commands.command("enable")
 @click.argument("number", type=NUMBER)
-@logs_to_stderr()
+@at_terminal()
 def enable_user(number: str) -> None:
     """Let the account of NUMBER be used again, after a new sign-in."""
 
@@ -93,12 +106,13 @@ def enable_user(number: str) -> None:
 @user_commands.command("delete")
 @click.argument("number", type=NUMBER)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@logs_to_stderr()
+@at_terminal()
 def delete_user(number: str, yes: bool) -> None:
     """Erase the account of NUMBER with its rooms and messages, as its owner could."""
     if not yes:
         click.confirm(f"Erase the account of {number} with all its rooms and messages?", abort=True)
-    _change(number, "user_deleted", lambda user: erase_account(user.id))
+    # Erasing locks what it needs in an order of its own.
+    _change(number, "user_deleted", lambda user: erase_account(user.id), lock=False)
     click.echo(f"The account of {number} is erased.")
 
 
@@ -106,7 +120,7 @@ def delete_user(number: str, yes: bool) -> None:
 @click.argument("number", type=NUMBER)
 @click.option("--purpose", type=PURPOSES, default="login", show_default=True)
 @as_json
-@logs_to_stderr()
+@at_terminal()
 def issue_otp(number: str, purpose: Any, is_json: bool) -> None:
     """Make a code for NUMBER and print it, for somebody whose codes do not arrive.
 
@@ -134,7 +148,7 @@ def issue_otp(number: str, purpose: Any, is_json: bool) -> None:
 
 @otp_commands.command("prune")
 @as_json
-@logs_to_stderr()
+@at_terminal()
 def prune_otp(is_json: bool) -> None:
     """Delete codes that are used or past their life. The sweeper does so every minute."""
     deleted = {"codes": in_batches(prune_codes), "undelivered": in_batches(prune_outbox)}
@@ -144,19 +158,18 @@ def prune_otp(is_json: bool) -> None:
         click.echo(f"Deleted {deleted['codes']} codes, and {deleted['undelivered']} that were never delivered.")
 
 
-def _find(number: str) -> User:
-    """Return the number's account, locked, or end the command with status 1."""
-    user = db.session.scalars(
-        select(User).where(User.mobile_number == number).with_for_update().execution_options(populate_existing=True)
-    ).one_or_none()
+def _find(number: str, *, lock: bool = False) -> User:
+    """Return the number's account, or end the command with status 1."""
+    query = select(User).where(User.mobile_number == number).execution_options(populate_existing=True)
+    user = db.session.scalars(query.with_for_update() if lock else query).one_or_none()
     if user is None:
         raise click.ClickException(f"There is no account of {number}.")
     return user
 
 
-def _change(number: str, action: str, change: Callable[[User], object]) -> None:
+def _change(number: str, action: str, change: Callable[[User], object], *, lock: bool = True) -> None:
     def work() -> AuditEvent:
-        user = _find(number)
+        user = _find(number, lock=lock)
         event = audit.record(action, hash_number(number))
         change(user)
         return event

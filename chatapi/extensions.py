@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -106,12 +108,15 @@ def delete_some(model: type[Base], *conditions: ColumnElement[bool]) -> int:
     return cast("CursorResult[Any]", db.session.execute(statement)).rowcount
 
 
-def in_batches(work: Callable[[], int]) -> int:
-    """Run `work` in one transaction after another until there is nothing left for it to do; return how much it was."""
-    total = 0
-    while done := in_transaction(work):
+def in_batches(work: Callable[[], int], seconds: float = math.inf) -> int:
+    """Run `work` in one transaction after another until there is nothing left for it to do; return how much it was.
+
+    After `seconds` it is left at that.
+    """
+    total, deadline = 0, time.monotonic() + seconds
+    while (done := in_transaction(work)) and time.monotonic() < deadline:
         total += done
-    return total
+    return total + done
 
 
 def in_transaction(work: Callable[[], T]) -> T:

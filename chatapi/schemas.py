@@ -88,6 +88,10 @@ class Email(fields.Email):
 class MobileNumber(fields.String):
     """A mobile number, kept as `+` and its digits: `+15551234567` and `15551234567` are one (E.164)."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        shown = {"pattern": f"^{_MOBILE_NUMBER.pattern}$", "example": "+15551234567"}
+        super().__init__(metadata=shown, **kwargs)
+
     default_error_messages = {"number": "Must be an optional + and 2 to 15 digits, not beginning with 0."}  # noqa: RUF012
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from flask import Flask, Response
+from flask import Flask, Response, request
 from flask_limiter import RateLimitExceeded
 
 from chatapi.errors import RateLimitedError, answer
 from chatapi.extensions import limiter
+
+SEND_TIMEOUT_SECONDS = 30
+"""For each piece of an answer that is streamed: who reads more slowly than a few kilobytes a second is cut off."""
 
 LIMITER_RETRY_AFTER = "X-Limiter-Retry-After"
 """Where Flask-Limiter is told to write its Retry-After, which it would put on every answer, also over a refusal's
@@ -33,6 +37,24 @@ def _answer_rate_limited(_error: RateLimitExceeded) -> Response:
     limit = limiter.current_limit
     wait = int(limit.reset_at - time.time()) if limit is not None else 1
     return answer(RateLimitedError(retry_after=max(1, wait)))
+
+
+def limit_send_time(response: Response) -> None:
+    """Keep a client that does not read from holding a thread: gunicorn itself waits for ever.
+
+    Another server than gunicorn may have no such socket to give; then nothing happens.
+    """
+    connection = request.environ.get("gunicorn.socket")
+    if connection is None:
+        return
+    before = connection.gettimeout()
+    connection.settimeout(SEND_TIMEOUT_SECONDS)
+
+    def restore() -> None:
+        with suppress(OSError):  # It may be closed by now.
+            connection.settimeout(before)
+
+    response.call_on_close(restore)
 
 
 def client_network(address: str | None) -> str:

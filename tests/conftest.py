@@ -16,7 +16,7 @@ from chatapi.dev.gemini_standin import GeminiStandin
 from chatapi.extensions import db
 from tests import leaks
 from tests.document import check_answers
-from tests.support import Account, Services
+from tests.support import Account, ReadingClient, Services
 
 MACHINE_SETTINGS = ("APP_ENV", "DATABASE_URL", "REDIS_URL", "JWT_SECRET", "GEMINI_API_KEY", "GEMINI_API_ENDPOINT")
 
@@ -58,6 +58,7 @@ def make_app(services: Services) -> Iterator[Callable[..., Flask]]:
 
     def make(**changes: str) -> Flask:
         app = create_app({**services.environ, **changes})
+        app.test_client_class = ReadingClient
         check_answers(app)
         leaks.SUITE.watch(app)
         apps.append(app)

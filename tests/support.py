@@ -71,6 +71,13 @@ class Services:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class ReadingClient(FlaskClient):
+    """Reads each answer to its end and closes it, as servers and clients do."""
+
+    def open(self, *args: Any, buffered: bool = True, **kwargs: Any) -> TestResponse:
+        return super().open(*args, buffered=buffered, **kwargs)
+
+
 @dataclass
 class Account:
     """Somebody who is signed in, calling the application without a network."""

@@ -211,3 +211,15 @@ def test_every_command_has_help(app: Flask, flask: Callable[..., Result]) -> Non
         for name, command in commands.items():
             assert command.help, name
             assert flask(group, name, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [("user", "show"), ("user", "delete", "--yes"), ("otp", "issue")])
+def test_command_says_in_a_sentence_that_the_database_is_away(
+    make_app: Callable[..., Flask], new_number: NewNumber, command: tuple[str, ...]
+) -> None:
+    app = make_app(DATABASE_URL="postgresql://somebody:password@127.0.0.1:1/chat")
+
+    result = app.test_cli_runner().invoke(args=[*command, new_number()])
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: PostgreSQL does not answer: is DATABASE_URL right, and is it up?\n"

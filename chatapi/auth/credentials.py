@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select
 
 from chatapi.auth import limits
-from chatapi.auth.models import User
+from chatapi.auth.models import Session, User
 from chatapi.auth.otp import claim_code
 from chatapi.auth.passwords import fault_of_password, hash_password, needs_rehash, verify_password
 from chatapi.auth.service import find_verified
@@ -95,16 +95,21 @@ def read_account(user_id: UUID) -> User:
 
 
 def replace_password(user_id: UUID, session_id: UUID, old_hash: str | None, new_hash: str) -> bool:
-    """Store a new password and end the user's other sessions; False if the password is not the old one any more."""
-    replaced = db.session.scalar(
-        update(User)
-        .where(User.id == user_id, User.password_hash.is_not_distinct_from(old_hash))
-        .values(password_hash=new_hash, updated_at=func.now())
-        .returning(User.id)
-        .execution_options(synchronize_session=False)
-    )
-    if replaced is None:
+    """Store a new password and end the user's other sessions; False if the password is not the old one any more.
+
+    Raises `UnauthorizedError` if the session has ended while the passwords were hashed.
+    """
+    user = db.session.scalars(
+        select(User).where(User.id == user_id).with_for_update().execution_options(populate_existing=True)
+    ).one_or_none()
+    # Asked under the user's lock: whatever ends all sessions has it too.
+    if user is None or not db.session.scalar(select(exists().where(Session.id == session_id))):
+        raise UnauthorizedError
+    if user.password_hash != old_hash:
         return False
+    user.password_hash = new_hash
+    user.updated_at = func.now()
+    db.session.flush()
     end_sessions(user_id, but=session_id)
     return True
 

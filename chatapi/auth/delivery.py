@@ -20,7 +20,7 @@ from chatapi.auth.otp import OTP_TTL_SECONDS, Purpose
 from chatapi.broker import ring
 from chatapi.extensions import db, delete_some, in_transaction
 from chatapi.ids import uuid7
-from chatapi.keys import derived_key
+from chatapi.keys import derived_key, hash_number
 
 RETRY_SECONDS = 15
 """When a code that was not delivered is due again: longer than one attempt can take."""
@@ -43,8 +43,12 @@ def dispatch(mobile_number: str, purpose: Purpose, code: str) -> Dispatched:
     """Hand a code over to the configured delivery, within the caller's transaction."""
     if current_app.config["OTP_DELIVERY"] == "echo":
         return Dispatched(echo=code)
+    number_hash = hash_number(mobile_number)
+    forget_deliveries(number_hash, purpose)
     message = OutboxMessage(
         id=uuid7(),
+        number_hash=number_hash,
+        purpose=purpose,
         payload=_seal(mobile_number, purpose, code),
         due_at=func.now() + timedelta(seconds=RETRY_SECONDS),
         expires_at=func.now() + timedelta(seconds=OTP_TTL_SECONDS),
@@ -97,6 +101,14 @@ def take_due_deliveries(limit: int) -> list[UUID]:
         .execution_options(synchronize_session=False)
     )
     return list(db.session.scalars(statement))
+
+
+def forget_deliveries(number_hash: bytes, purpose: Purpose | None = None) -> None:
+    """Delete what waits to be delivered to a number, of one purpose or all: codes that are void are not sent."""
+    statement = delete(OutboxMessage).where(OutboxMessage.number_hash == number_hash)
+    if purpose is not None:
+        statement = statement.where(OutboxMessage.purpose == purpose)
+    db.session.execute(statement.execution_options(synchronize_session=False))
 
 
 def prune_outbox() -> int:

@@ -103,6 +103,8 @@ class OutboxMessage(Base):
     __table_args__ = (Index("ix_otp_outbox_due_at", "due_at"),)
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
+    number_hash: Mapped[bytes | None] = mapped_column(LargeBinary, index=True)
+    purpose: Mapped[str | None] = mapped_column(Text)
     payload: Mapped[bytes] = mapped_column(LargeBinary)
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     due_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

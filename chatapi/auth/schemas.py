@@ -43,7 +43,7 @@ class UserSchema(ApiSchema):
 class SignupRequestSchema(ApiSchema):
     """A sign-up."""
 
-    mobile_number = MobileNumber(required=True, metadata={"example": "+15551234567"})
+    mobile_number = MobileNumber(required=True)
     name = Name(shortest=1, longest=100, trim=True, load_default=None, allow_none=True)
     email = Email(load_default=None, allow_none=True)
     password = Password(load_default=None, allow_none=True)
@@ -60,7 +60,7 @@ class SignupSchema(ApiSchema):
 class OtpRequestSchema(ApiSchema):
     """A wish for a code."""
 
-    mobile_number = MobileNumber(required=True, metadata={"example": "+15551234567"})
+    mobile_number = MobileNumber(required=True)
     purpose = fields.String(load_default="login", validate=validate.OneOf(["login", "verification", "password_reset"]))
 
 
@@ -77,7 +77,7 @@ class OtpSchema(ApiSchema):
 class VerifyOtpSchema(ApiSchema):
     """A code, brought back."""
 
-    mobile_number = MobileNumber(required=True, metadata={"example": "+15551234567"})
+    mobile_number = MobileNumber(required=True)
     otp = Otp(required=True)
     purpose = fields.String(load_default="login", validate=validate.OneOf(["login", "verification"]))
     signup_token = Text(shortest=1, longest=200, load_default=None, allow_none=True)
@@ -86,20 +86,20 @@ class VerifyOtpSchema(ApiSchema):
 class LoginSchema(ApiSchema):
     """A number and its password."""
 
-    mobile_number = MobileNumber(required=True, metadata={"example": "+15551234567"})
+    mobile_number = MobileNumber(required=True)
     password = Text(shortest=1, longest=MAX_PASSWORD_LENGTH, required=True, load_only=True)
 
 
 class ForgotPasswordSchema(ApiSchema):
     """Whose password is forgotten."""
 
-    mobile_number = MobileNumber(required=True, metadata={"example": "+15551234567"})
+    mobile_number = MobileNumber(required=True)
 
 
 class ResetPasswordSchema(ApiSchema):
     """A code of purpose `password_reset`, brought back with a new password."""
 
-    mobile_number = MobileNumber(required=True, metadata={"example": "+15551234567"})
+    mobile_number = MobileNumber(required=True)
     otp = Otp(required=True)
     new_password = Password(required=True)
 

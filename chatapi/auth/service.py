@@ -118,7 +118,8 @@ def prune_signups() -> int:
     deleted = delete_some(Signup, Signup.expires_at < func.now())
     is_awaited = select(Signup.token_hash).where(Signup.user_id == User.id).exists()
     too_old = func.now() - timedelta(seconds=SIGNUP_TTL_SECONDS)
-    unproven = select(User.id).where(User.verified_at.is_(None), User.created_at < too_old, ~is_awaited)
+    is_unproven = (User.verified_at.is_(None), User.disabled_at.is_(None), User.created_at < too_old, ~is_awaited)
+    unproven = select(User.id).where(*is_unproven)
     locked = db.session.scalars(unproven.limit(DELETE_BATCH).with_for_update(skip_locked=True)).all()
     # Asked once more under the locks: somebody may have signed up again just before they were had.
     return deleted + delete_some(User, User.id.in_(locked), ~is_awaited)
@@ -127,13 +128,12 @@ def prune_signups() -> int:
 def _ensure_user(mobile_number: str) -> User:
     """Return the number's account, locked, made first if need be."""
     values = {"id": uuid7(), "mobile_number": mobile_number, "number_hash": hash_number(mobile_number)}
-    db.session.execute(insert(User).values(values).on_conflict_do_nothing(index_elements=["mobile_number"]))
-    return db.session.scalars(
-        select(User)
-        .where(User.mobile_number == mobile_number)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    ).one()
+    query = select(User).where(User.mobile_number == mobile_number).with_for_update()
+    user = None
+    while user is None:  # One that was there may be erased while its lock is waited for.
+        db.session.execute(insert(User).values(values).on_conflict_do_nothing(index_elements=["mobile_number"]))
+        user = db.session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    return user
 
 
 def _complete_signup(user: User, signup_token: str | None) -> None:

@@ -32,7 +32,7 @@ def change_password(body: dict[str, Any]) -> dict[str, str]:
         _check_current(account.mobile_number, body["current_password"])
     old_hash, new_hash = account.password_hash, hash_password(new_password)
     if not in_transaction(lambda: credentials.replace_password(caller.id, caller.session_id, old_hash, new_hash)):
-        raise credentials.WrongPasswordError
+        raise credentials.WrongPasswordError("The password was changed by somebody else meanwhile")
     return {"message": "Password changed"}
 
 

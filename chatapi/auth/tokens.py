@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ REQUIRED_CLAIMS = {"exp", "jti", "type", "sub", "iss", "aud", SESSION_CLAIM, SES
 
 VERIFIED_TOKENS = 4096
 """How many verified tokens a process remembers, at less than a kilobyte each."""
+DEAD_SESSIONS = 4096
+"""How many sessions a process remembers that have ended before their access token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,24 @@ class CurrentUser:
     session_id: UUID
     is_pro: bool
     rooms_version: int
+
+
+class DeadSessions:
+    """The last sessions that were found to have ended before their access token did. None of them begins again."""
+
+    def __init__(self) -> None:
+        self._ids: dict[UUID, None] = {}
+        self._lock = threading.Lock()
+
+    def __contains__(self, session_id: UUID) -> bool:
+        return session_id in self._ids
+
+    def add(self, session_id: UUID) -> None:
+        """Remember a session, and forget the one that was found first when they are too many."""
+        with self._lock:
+            self._ids[session_id] = None
+            if len(self._ids) > DEAD_SESSIONS:
+                del self._ids[next(iter(self._ids))]
 
 
 def configure_jwt(config: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +96,7 @@ def init_tokens(app: Flask) -> None:
     """
     jwt.init_app(app)
     app.extensions["verify_access_token"] = lru_cache(maxsize=VERIFIED_TOKENS)(_verify)
+    app.extensions["dead_sessions"] = DeadSessions()
 
 
 @jwt.decode_key_loader
@@ -128,6 +150,7 @@ def require_user() -> None:
         .where(User.id == claims.user_id, Session.id == claims.session_id)
     ).one_or_none()
     if row is None or row.disabled_at is not None or row.session_version != claims.session_version:
+        current_app.extensions["dead_sessions"].add(claims.session_id)
         raise UnauthorizedError
     g.user = CurrentUser(claims.user_id, claims.session_id, row.is_pro, row.rooms_version)
 
@@ -148,11 +171,15 @@ def _read_claims() -> Claims | None:
         claims = verify(given.token)
     except Exception:  # noqa: BLE001 - whatever a header does to the libraries, it is no good token
         return None
-    return claims if claims.expires_at > time.time() else None
+    # Whoever has a token of a session that ended must not use up its owner's request budget with it.
+    is_dead = claims.session_id in current_app.extensions["dead_sessions"]
+    return None if is_dead or claims.expires_at <= time.time() else claims
 
 
 def _verify(token: str) -> Claims:
     """Return the claims of `token`, or raise whatever is wrong with it."""
+    if "=" in token:  # PyJWT takes base64 with its padding for the same token; RFC 7515, 2, has none.
+        raise JWTDecodeError("Not an access token of ours")
     claims = decode_token(token)
     if type(claims[SESSION_VERSION_CLAIM]) is not int:
         raise JWTDecodeError("Not an access token of ours")

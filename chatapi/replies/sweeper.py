@@ -23,6 +23,8 @@ from chatapi.replies.jobs import take_due_jobs
 
 SWEEP_EVERY_SECONDS = 1.0
 CLEAN_EVERY_SECONDS = 60.0
+CLEAN_SECONDS = 1.0
+"""For each kind of thing: nothing is rung for meanwhile. What is left waits for the next time."""
 BATCH = 200
 
 log = structlog.get_logger(__name__)
@@ -71,4 +73,4 @@ def clean() -> None:
     In batches, each in a transaction of its own, so that none is long whatever has gathered.
     """
     for prune in (prune_codes, prune_outbox, prune_signups, prune_sessions, prune_limits):
-        in_batches(prune)
+        in_batches(prune, CLEAN_SECONDS)

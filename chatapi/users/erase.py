@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import delete, select, text
 
+from chatapi.auth.delivery import forget_deliveries
 from chatapi.auth.models import OtpCode, User
 from chatapi.extensions import db
 from chatapi.keys import hash_number
@@ -31,7 +32,9 @@ def erase_account(user_id: UUID) -> bool:
     # Codes before the user, as signing in locks them.
     mobile_number = db.session.scalar(select(User.mobile_number).where(User.id == user_id))
     if mobile_number is not None:
-        db.session.execute(delete(OtpCode).where(OtpCode.number_hash == hash_number(mobile_number)))
+        number_hash = hash_number(mobile_number)
+        db.session.execute(delete(OtpCode).where(OtpCode.number_hash == number_hash))
+        forget_deliveries(number_hash)
     user = db.session.scalars(
         select(User).where(User.id == user_id).with_for_update().execution_options(populate_existing=True)
     ).one_or_none()

@@ -1,6 +1,7 @@
 """Sessions, the limits of sign-in, the audit log.
 
-Refresh tokens that are there go on: their families become sessions.
+Refresh tokens that are there go on: their families become sessions. Access tokens of before are refused, as they name
+no session. The earlier code cannot sign anybody in on this schema, so it must be stopped first; it was never released.
 """
 
 import sqlalchemy as sa
@@ -47,6 +48,9 @@ def upgrade() -> None:
         ["id"],
         ondelete="CASCADE",
     )
+    op.add_column("otp_outbox", sa.Column("number_hash", sa.LargeBinary(), nullable=True))
+    op.add_column("otp_outbox", sa.Column("purpose", sa.Text(), nullable=True))
+    op.create_index(op.f("ix_otp_outbox_number_hash"), "otp_outbox", ["number_hash"], unique=False)
     op.create_table(
         "auth_limits",
         sa.Column("name", sa.Text(), nullable=False),
@@ -87,6 +91,9 @@ def downgrade() -> None:
     op.drop_table("known_networks")
     op.drop_table("auth_failures")
     op.drop_table("auth_limits")
+    op.drop_index(op.f("ix_otp_outbox_number_hash"), table_name="otp_outbox")
+    op.drop_column("otp_outbox", "purpose")
+    op.drop_column("otp_outbox", "number_hash")
     op.drop_constraint(op.f("fk_refresh_tokens_family_id_sessions"), "refresh_tokens", type_="foreignkey")
     op.drop_constraint(op.f("pk_refresh_tokens"), "refresh_tokens", type_="primary")
     op.add_column("refresh_tokens", sa.Column("id", sa.Uuid(), nullable=True))

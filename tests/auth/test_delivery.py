@@ -20,6 +20,7 @@ from chatapi.auth.delivery import deliver_otp, take_due_deliveries
 from chatapi.extensions import db, in_transaction
 from chatapi.replies.sweeper import clean
 from tests import leaks
+from tests.auth.support import pass_time
 
 KEY = b"the gateway's own secret"
 
@@ -159,3 +160,27 @@ def test_code_is_dropped_when_its_life_is_over(app: Flask, gateway: Gateway, new
 
     assert gateway.received == []
     assert outbox() == []
+
+
+def test_code_that_was_superseded_is_not_sent(app: Flask, gateway: Gateway, new_number: Callable[[], str]) -> None:
+    number = new_number()
+    gateway.statuses = [503]
+    first = request_code(app, number)
+    deliver_otp(first.id)
+    pass_time(app, 60)
+    second = request_code(app, number)
+
+    for row in (first, second):
+        deliver_otp(row.id)
+
+    assert [headers["webhook-id"] for headers, _ in gateway.received] == [str(first.id), str(second.id)]
+    assert outbox() == []
+
+
+def test_codes_of_other_purposes_and_numbers_are_sent_all_the_same(app: Flask, new_number: Callable[[], str]) -> None:
+    number = new_number()
+    for body in ({"mobile_number": number}, {"mobile_number": number, "purpose": "verification"}):
+        assert app.test_client().post("/auth/send-otp", json=body).status_code == 200
+    request_code(app, new_number())
+
+    assert len(outbox()) == 3

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from chatapi.auth import credentials
+from chatapi.auth.passwords import hash_password
 from chatapi.extensions import db, in_transaction
 from tests.auth.support import PASSWORD, bearer, request_otp, rows, verify, wrong
 from tests.support import Account
@@ -199,6 +200,19 @@ def test_changing_the_password_ends_all_other_sessions(client: FlaskClient, memb
     assert is_alive(member)
     assert client.get("/user/me", headers=bearer(elsewhere["token"])).status_code == 401
     assert client.post("/auth/refresh", json={"refresh_token": elsewhere["refresh_token"]}).status_code == 401
+
+
+def test_password_is_not_set_when_the_session_ended_while_it_was_hashed(
+    app: Flask, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sign_out_everywhere(password: str) -> str:
+        assert account.call("POST", "/auth/logout", {"all": True}).status_code == 204
+        return hash_password(password)
+
+    monkeypatch.setattr("chatapi.auth.session_routes.hash_password", sign_out_everywhere)
+
+    assert_refused(change(account, new_password=PASSWORD), 401, "unauthorized")
+    assert rows(app, "SELECT password_hash FROM users WHERE id = :id", id=account.id)[0].password_hash is None
 
 
 def test_forgotten_password_is_reset_with_a_code_and_every_session_ends(client: FlaskClient, member: Account) -> None:

@@ -14,10 +14,12 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from werkzeug.test import TestResponse
 
+from chatapi.auth import tokens
 from chatapi.auth.sessions import hash_token
 from chatapi.extensions import db
+from chatapi.ids import uuid7
 from chatapi.replies.sweeper import clean
-from tests.auth.support import bearer, request_otp, rows, verify
+from tests.auth.support import bearer, pass_time, request_otp, rows, verify
 from tests.support import Account, race
 
 NewNumber = Callable[[], str]
@@ -238,6 +240,38 @@ def test_verified_tokens_are_remembered_and_others_are_not(
     after = memory.cache_info()
     assert after.hits == before.hits + 3
     assert after.currsize == before.currsize
+
+
+def test_token_of_an_ended_session_does_not_use_up_its_owners_request_budget(
+    make_app: Callable[..., Flask], new_number: NewNumber
+) -> None:
+    app = make_app(RATE_LIMIT_MAX_REQUESTS="20")
+    client, number = app.test_client(), new_number()
+    stolen = verify(client, number, request_otp(client, number)).get_json()["token"]
+    client.post("/auth/logout", json={"all": True}, headers=bearer(stolen))
+    address = {"REMOTE_ADDR": "192.0.2.77"}
+    for _ in range(25):
+        client.get("/user/me", headers=bearer(stolen), environ_overrides=address)
+    pass_time(app, 60)
+
+    owner = verify(client, number, request_otp(client, number)).get_json()["token"]
+
+    assert is_alive(client, owner)
+    assert client.get("/user/me", headers=bearer(stolen), environ_overrides=address).status_code == 429
+
+
+def test_token_is_refused_when_it_is_padded(client: FlaskClient, signed_in: dict[str, Any]) -> None:
+    assert not is_alive(client, signed_in["token"] + "=")
+
+
+def test_ended_sessions_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "DEAD_SESSIONS", 3)
+    dead, ids = tokens.DeadSessions(), [uuid7() for _ in range(5)]
+    for session_id in ids:
+        dead.add(session_id)
+        dead.add(session_id)
+
+    assert [session_id in dead for session_id in ids] == [False, False, True, True, True]
 
 
 def test_sign_in_answers_a_token_with_all_its_claims_and_no_state(signed_in: dict[str, Any]) -> None:

@@ -134,6 +134,10 @@ def test_what_is_past_its_life_is_deleted(account: Account, new_number: Callable
     execute("UPDATE otp_codes SET expires_at = now() - interval '1 s'")
     execute("UPDATE signups SET expires_at = now() - interval '1 s'")
     execute(
+        "INSERT INTO users (id, mobile_number, number_hash, created_at, disabled_at) "
+        "VALUES (gen_random_uuid(), '+19', '', now() - interval '1 day', now())"
+    )
+    execute(
         "UPDATE users SET created_at = now() - interval '1 day' WHERE id IN (:one, :two)", one=signed_up, two=account.id
     )
 
@@ -142,6 +146,7 @@ def test_what_is_past_its_life_is_deleted(account: Account, new_number: Callable
     assert before.codes >= 1
     assert before.signups >= 1
     assert tuple(execute(counts)[0]) == (0, 0)
+    assert execute("DELETE FROM users WHERE mobile_number = '+19' RETURNING id")  # Disabled is disabled.
     assert not execute("SELECT FROM users WHERE id = :id", id=signed_up)  # Nobody proved that the number is theirs.
     assert execute("SELECT FROM sessions WHERE user_id = :id", id=account.id)
 

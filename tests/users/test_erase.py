@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -115,6 +116,29 @@ def test_account_stays_when_a_hook_fails(app: Flask, account: Account, monkeypat
 
     assert rows(app, "SELECT name FROM users WHERE id = :id", id=account.id)[0].name is None
     assert account.call("GET", "/user/me").status_code == 200
+
+
+def test_signing_up_and_in_races_with_the_erasing(
+    app: Flask, client: FlaskClient, sign_in: Callable[..., Account]
+) -> None:
+    """Whoever waits for the account's row finds it gone, and makes another."""
+    for _ in range(10):
+        account = sign_in()
+        otp = request_otp(client, account.mobile_number, "verification")
+        calls = [
+            ("/auth/signup", {}),
+            ("/auth/verify-otp", {"otp": otp, "purpose": "verification"}),
+            ("/auth/send-otp", {"purpose": "password_reset"}),
+        ]
+
+        def act(index: int, account: Account = account, calls: list[Any] = calls) -> int:
+            caller = app.test_client()
+            if index == 3:
+                return caller.delete("/user/me", headers=account.headers).status_code
+            path, body = calls[index % 3]
+            return caller.post(path, json={"mobile_number": account.mobile_number, **body}).status_code
+
+        assert set(race(8, act)) <= {200, 201, 204, 400, 401, 409, 429}
 
 
 def test_whatever_races_with_the_erasing_is_done_or_refused(app: Flask, account: Account) -> None:

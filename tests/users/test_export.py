@@ -10,12 +10,13 @@ from uuid import UUID
 import pytest
 from flask import Flask
 
+from chatapi.app import create_app
 from chatapi.auth.sessions import hash_token
 from chatapi.extensions import db, in_transaction
 from chatapi.users import export
 from chatapi.users.service import read_profile
 from tests.auth.support import PASSWORD, pass_time, request_otp
-from tests.support import Account
+from tests.support import Account, Services
 
 
 def read_export(account: Account) -> dict[str, Any]:
@@ -119,3 +120,57 @@ def test_export_is_written_piece_by_piece_and_holds_no_connection_between(
 
     assert len(pieces) > len(rooms)
     assert [room["id"] for room in json.loads("".join(pieces))["chatrooms"]] == rooms
+
+
+def test_export_is_one_at_a_time_for_a_user(app: Flask, account: Account) -> None:
+    first = account.client.get("/user/me/export", headers=account.headers, buffered=False)
+    assert first.status_code == 200
+
+    second = account.call("GET", "/user/me/export")
+
+    assert (second.status_code, second.get_json()["error"]) == (429, "rate_limited")
+    assert int(second.headers["Retry-After"]) > 0
+    first.close()
+    assert account.call("GET", "/user/me/export").status_code == 200
+
+
+def test_exports_leave_most_threads_to_others(sign_in: Callable[..., Account], make_app: Callable[..., Flask]) -> None:
+    client = make_app(WEB_THREADS="8").test_client()
+    accounts = [sign_in(via=client) for _ in range(3)]
+    under_way = [client.get("/user/me/export", headers=account.headers, buffered=False) for account in accounts[:2]]
+    assert [answer.status_code for answer in under_way] == [200, 200]
+
+    third = accounts[2].call("GET", "/user/me/export")
+
+    assert (third.status_code, third.get_json()["error"]) == (503, "service_unavailable")
+    assert int(third.headers["Retry-After"]) > 0
+    under_way[0].close()
+    assert accounts[2].call("GET", "/user/me/export").status_code == 200
+    under_way[1].close()
+
+
+def test_slot_is_given_back_when_the_export_fails_midway(
+    services: Services, sign_in: Callable[..., Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the check of answers, which would read this one before it is on its way.
+    account = sign_in(via=create_app(services.environ).test_client())
+    account.open_room()
+    monkeypatch.setattr(export, "_dump", lambda _row: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        account.client.get("/user/me/export", headers=account.headers, buffered=True)
+    monkeypatch.undo()
+
+    with account.client.get("/user/me/export", headers=account.headers) as answer:
+        assert answer.status_code == 200
+
+
+def test_piece_of_an_export_is_never_large(account: Account, app: Flask) -> None:
+    account.open_room(system_instruction="x" * 4000)
+    for _ in range(40):
+        account.open_room(description="y" * 1000)
+    with app.app_context():
+        user = in_transaction(lambda: read_profile(UUID(account.id))).user
+        pieces = list(export.stream_export({"note": "z" * 200_000}, user))
+
+    assert max(map(len, pieces)) == export.PIECE_CHARACTERS
+    assert json.loads("".join(pieces))["user"]["note"] == "z" * 200_000

@@ -1,0 +1,76 @@
+"""Clients that ask for much and do not read it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from chatapi import security
+from tests.support import Account, wait_for
+from tests.system.support import System
+
+MESSAGES = 20_000
+"""Enough that an export does not fit into the buffers between server and client."""
+
+
+def fill(system: System, account: Account) -> None:
+    room_id = account.open_room()
+    system.rows(
+        "INSERT INTO messages (id, room_id, seq, message_type, content, status) "
+        "SELECT gen_random_uuid(), %s, n, 'user', repeat('hello ', 100), 'completed' FROM generate_series(1, %s) AS n "
+        "RETURNING seq",
+        room_id,
+        MESSAGES,
+    )
+
+
+def ask_for_export(system: System, account: Account) -> socket.socket:
+    """Send the request; read nothing of the answer."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.connect(("127.0.0.1", system.port))
+    head = f"GET /user/me/export HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {account.token}\r\n\r\n"
+    connection.sendall(head.encode())
+    return connection
+
+
+def test_service_goes_on_when_many_exports_are_not_read(system: System, sign_in: Callable[..., Account]) -> None:
+    accounts = [sign_in(via=system.client) for _ in range(10)]
+    for account in accounts:
+        fill(system, account)
+
+    with ExitStack() as stack:
+        for account in accounts * 6:
+            stack.enter_context(ask_for_export(system, account))
+        time.sleep(1)
+        probes = [system.client.get("/health/live") for _ in range(10)]
+        others = sign_in(via=system.client).call("GET", "/user/me")
+
+    assert [probe.status_code for probe in probes] == [200] * 10
+    assert max(probe.seconds for probe in probes) < 5
+    assert others.status_code == 200
+
+
+@pytest.mark.slow
+def test_export_that_is_not_read_is_cut_off_and_its_slot_is_free_again(
+    system: System, sign_in: Callable[..., Account]
+) -> None:
+    account = sign_in(via=system.client)
+    fill(system, account)
+
+    with ExitStack() as stack:
+        for _ in range(8):  # More than there are processes: each has the user's one slot taken.
+            stack.enter_context(ask_for_export(system, account))
+        wait_for(lambda: account.call("GET", "/user/me/export").status_code == 429, seconds=10)
+        asked_at = time.monotonic()
+        wait_for(
+            lambda: account.call("GET", "/user/me/export").status_code == 200,
+            seconds=3 * security.SEND_TIMEOUT_SECONDS,
+            every=2,
+        )
+
+    assert time.monotonic() - asked_at > security.SEND_TIMEOUT_SECONDS / 2
