@@ -84,13 +84,16 @@ def _belongings(user: User) -> dict[str, Any]:
     """Return what there is little of: sessions, prompts used per day, codes and limits, what operators did."""
     number_hash = hash_number(user.mobile_number)
     sessions = db.session.scalars(select(Session).where(Session.user_id == user.id).order_by(Session.id)).all()
+    # A number changes hands: what was counted and done before this account is not its owner's to see.
+    since = user.created_at.astimezone(UTC)
     usage = db.session.scalars(
-        select(DailyUsage).where(DailyUsage.number_hash == user.number_hash).order_by(DailyUsage.day)
+        select(DailyUsage)
+        .where(DailyUsage.number_hash == user.number_hash, DailyUsage.day >= since.date())
+        .order_by(DailyUsage.day)
     ).all()
     codes = db.session.scalars(select(OtpCode).where(OtpCode.number_hash == number_hash)).all()
     limits = db.session.scalars(select(AuthLimit).where(AuthLimit.subject == number_hash)).all()
-    # A number changes hands: what was done to an earlier account is not this owner's to see.
-    events = [event for event in audit.list_events(number_hash) if event.created_at >= user.created_at]
+    events = [event for event in audit.list_events(number_hash) if event.created_at >= since]
     return {
         "sessions": [_fields(each, "id", "created_at", "refreshed_at", "expires_at") for each in sessions],
         "daily_usage": [_fields(each, "day", "used") for each in usage],

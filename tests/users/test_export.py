@@ -9,10 +9,12 @@ from uuid import UUID
 
 import pytest
 from flask import Flask
+from sqlalchemy import text
 
 from chatapi.app import create_app
 from chatapi.auth.sessions import hash_token
 from chatapi.extensions import db, in_transaction
+from chatapi.keys import hash_number
 from chatapi.users import export
 from chatapi.users.service import read_profile
 from tests.auth.support import PASSWORD, pass_time, request_otp
@@ -59,11 +61,11 @@ def test_export_holds_no_secret(app: Flask, account: Account) -> None:
     account.call("POST", "/auth/change-password", {"new_password": PASSWORD})
     otp = request_otp(account.client, account.mobile_number, "verification")
 
-    text = json.dumps(read_export(account))
+    shown = json.dumps(read_export(account))
 
-    assert otp not in text.replace(account.mobile_number, "")
+    assert otp not in shown.replace(account.mobile_number, "")
     for secret in ("argon2", account.token, hash_token(account.token).hex(), "number_hash", "code_hash"):
-        assert secret not in text
+        assert secret not in shown
 
 
 def test_export_holds_every_room_and_message_beyond_a_page(
@@ -94,16 +96,25 @@ def test_export_holds_nothing_of_anybody_else(sign_in: Callable[..., Account]) -
     assert other.mobile_number not in json.dumps(document)
 
 
-def test_export_holds_what_operators_did_to_this_account_and_not_to_an_earlier_one(
+def test_export_holds_what_was_of_this_account_and_not_of_an_earlier_one(
     app: Flask, account: Account, sign_in: Callable[..., Account]
 ) -> None:
     flask = app.test_cli_runner()
     flask.invoke(args=["user", "enable", account.mobile_number])
     assert [event["action"] for event in read_export(account)["audit"]] == ["user_enabled"]
+    account.prompt(account.open_room(), "hello")
     flask.invoke(args=["user", "delete", account.mobile_number, "--yes"])
+    with app.app_context():
+        db.session.execute(
+            text("UPDATE daily_usage SET day = day - 1 WHERE number_hash = :hash"),
+            {"hash": hash_number(account.mobile_number)},
+        )
+        db.session.commit()
     pass_time(app, 60)
 
-    assert read_export(sign_in(account.mobile_number))["audit"] == []
+    document = read_export(sign_in(account.mobile_number))
+
+    assert (document["audit"], document["daily_usage"]) == ([], [])
 
 
 def test_export_is_written_piece_by_piece_and_holds_no_connection_between(
