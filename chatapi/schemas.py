@@ -134,6 +134,12 @@ def rfc3339(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+class DoneSchema(ApiSchema):
+    """What was done."""
+
+    message = fields.String(required=True)
+
+
 class ErrorSchema(Schema):
     """The one envelope of every error; some have more to say, such as when a limit ends."""
 
@@ -149,6 +155,7 @@ class ErrorSchema(Schema):
 
 __all__ = [
     "ApiSchema",
+    "DoneSchema",
     "ErrorSchema",
     "Flag",
     "MobileNumber",

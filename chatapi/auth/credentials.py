@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import exists, func, select
 
 from chatapi.auth import limits
-from chatapi.auth.models import Session, User
+from chatapi.auth.models import IS_USABLE, Session, User
 from chatapi.auth.otp import claim_code
 from chatapi.auth.passwords import fault_of_password, hash_password, needs_rehash, verify_password
 from chatapi.auth.service import find_verified
@@ -57,11 +57,8 @@ def begin_check(mobile_number: str) -> PasswordCheck:
     Raises `RateLimitedError` when there have been too many, whether or not the number is registered.
     """
     hit = limits.take(limits.PASSWORD_TRIES, hash_number(mobile_number))
-    password_hash = db.session.scalar(
-        select(User.password_hash).where(
-            User.mobile_number == mobile_number, User.verified_at.is_not(None), User.disabled_at.is_(None)
-        )
-    )
+    query = select(User.password_hash).where(User.mobile_number == mobile_number, *IS_USABLE)
+    password_hash = db.session.scalar(query)
     return PasswordCheck(mobile_number, password_hash, hit)
 
 

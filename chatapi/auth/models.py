@@ -40,6 +40,10 @@ class User(Base):
         return self.pro_until is not None and self.pro_until > datetime.now(UTC)
 
 
+IS_USABLE = (User.verified_at.is_not(None), User.disabled_at.is_(None))
+"""Of an account that somebody can sign in to with a password."""
+
+
 class Signup(Base):
     """What one sign-up asked for; it becomes the account's when its token comes with the number's code."""
 

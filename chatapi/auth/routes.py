@@ -16,7 +16,6 @@ from chatapi.auth.schemas import (
     LoginSchema,
     OtpRequestSchema,
     OtpSchema,
-    PasswordDoneSchema,
     RefreshSchema,
     ResetPasswordSchema,
     SessionSchema,
@@ -26,9 +25,10 @@ from chatapi.auth.schemas import (
     VerifyOtpSchema,
 )
 from chatapi.auth.sessions import InvalidRefreshTokenError, Tokens, open_session, rotate
-from chatapi.errors import RateLimitedError
+from chatapi.errors import ChatAPIError, RateLimitedError
 from chatapi.extensions import in_transaction
 from chatapi.parsing import ApiBlueprint
+from chatapi.schemas import DoneSchema
 
 blueprint = ApiBlueprint("auth", __name__, url_prefix="/auth", description="Signing up and signing in")
 
@@ -110,10 +110,7 @@ def log_in(body: dict[str, Any]) -> dict[str, Any]:
 
     The answer is the same for a wrong password, an unknown number, and an account without a password.
     """
-    check = in_transaction(lambda: credentials.begin_check(body["mobile_number"]))
-    if not check.verify(body["password"]):
-        in_transaction(limits.count_failure)
-        raise credentials.InvalidCredentialsError
+    check = check_password(body["mobile_number"], body["password"], credentials.InvalidCredentialsError)
     new_hash = credentials.renewed_hash(check, body["password"])
     session = in_transaction(lambda: _open_session(credentials.finish_login(check, new_hash)))
     if session is None:
@@ -135,7 +132,7 @@ def forgot_password(body: dict[str, Any]) -> dict[str, Any]:
 
 @blueprint.post("/reset-password")
 @blueprint.arguments(ResetPasswordSchema)
-@blueprint.response(200, PasswordDoneSchema)
+@blueprint.response(200, DoneSchema)
 @blueprint.problems(400, 429)
 def reset_password(body: dict[str, Any]) -> dict[str, str]:
     """Set a new password with a code
@@ -165,6 +162,15 @@ def refresh(body: dict[str, Any]) -> dict[str, Any]:
     if tokens is None:
         raise InvalidRefreshTokenError
     return _token_fields(tokens)
+
+
+def check_password(mobile_number: str, password: str, error: type[ChatAPIError]) -> credentials.PasswordCheck:
+    """Return the check that the right password has passed. Raises `error` for a wrong one, which counts."""
+    check = in_transaction(lambda: credentials.begin_check(mobile_number))
+    if not check.verify(password):
+        in_transaction(limits.count_failure)
+        raise error
+    return check
 
 
 def user_fields(user: User) -> dict[str, Any]:

@@ -138,9 +138,3 @@ class SessionSchema(TokensSchema):
 
     message = fields.String(required=True)
     user = fields.Nested(UserSchema, required=True)
-
-
-class PasswordDoneSchema(ApiSchema):
-    """The password is another one now."""
-
-    message = fields.String(required=True)

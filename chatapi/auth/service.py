@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from chatapi.auth import limits
 from chatapi.auth.delivery import Dispatched, dispatch
-from chatapi.auth.models import Signup, User
+from chatapi.auth.models import IS_USABLE, Signup, User
 from chatapi.auth.otp import Purpose, claim_code, make_code
 from chatapi.auth.sessions import hash_token
 from chatapi.errors import BadRequestError, ChatAPIError
@@ -107,7 +107,7 @@ def find_verified(mobile_number: str) -> User | None:
     """Return the number's account, locked, if it can be used."""
     return db.session.scalars(
         select(User)
-        .where(User.mobile_number == mobile_number, User.verified_at.is_not(None), User.disabled_at.is_(None))
+        .where(User.mobile_number == mobile_number, *IS_USABLE)
         .with_for_update()
         .execution_options(populate_existing=True)
     ).one_or_none()

@@ -6,19 +6,21 @@ from typing import Any
 
 from chatapi.auth import credentials, limits
 from chatapi.auth.passwords import hash_password
-from chatapi.auth.schemas import ChangePasswordSchema, LogoutSchema, PasswordDoneSchema
+from chatapi.auth.routes import check_password
+from chatapi.auth.schemas import ChangePasswordSchema, LogoutSchema
 from chatapi.auth.sessions import end_session, end_sessions
 from chatapi.auth.tokens import current_user
 from chatapi.errors import ValidationFailedError
 from chatapi.extensions import in_transaction
 from chatapi.parsing import ApiBlueprint
+from chatapi.schemas import DoneSchema
 
 blueprint = ApiBlueprint("sessions", __name__, url_prefix="/auth", description="Sessions and passwords")
 
 
 @blueprint.post("/change-password")
 @blueprint.arguments(ChangePasswordSchema)
-@blueprint.response(200, PasswordDoneSchema)
+@blueprint.response(200, DoneSchema)
 @blueprint.problems(400, 429)
 def change_password(body: dict[str, Any]) -> dict[str, str]:
     """Set or change the caller's password
@@ -52,8 +54,5 @@ def _check_current(mobile_number: str, password: str | None) -> None:
     """Let the right password pass; it is limited like signing in, as a stolen token must not help to guess it."""
     if password is None:
         raise ValidationFailedError(errors={"current_password": ["Missing data for required field."]})
-    check = in_transaction(lambda: credentials.begin_check(mobile_number))
-    if not check.verify(password):
-        in_transaction(limits.count_failure)
-        raise credentials.WrongPasswordError
+    check = check_password(mobile_number, password, credentials.WrongPasswordError)
     in_transaction(lambda: limits.give_back(check.hit))

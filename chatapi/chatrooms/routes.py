@@ -15,7 +15,6 @@ from chatapi.chatrooms.schemas import (
     ChatroomListSchema,
     ChatroomQuerySchema,
     CreateChatroomSchema,
-    DoneSchema,
     MessageAnswerSchema,
     SendMessageSchema,
     SentMessageSchema,
@@ -24,6 +23,7 @@ from chatapi.chatrooms.schemas import (
 from chatapi.extensions import in_transaction
 from chatapi.openapi import LOCATION_HEADER
 from chatapi.parsing import ApiBlueprint
+from chatapi.schemas import DoneSchema
 
 blueprint = ApiBlueprint("chatrooms", __name__, url_prefix="/chatroom", description="Chatrooms and their messages")
 

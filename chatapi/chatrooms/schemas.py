@@ -111,12 +111,6 @@ class ChatroomDetailSchema(ApiSchema):
     chatroom = fields.Nested(ChatroomWithMessagesSchema, required=True)
 
 
-class DoneSchema(ApiSchema):
-    """What was done."""
-
-    message = fields.String(required=True)
-
-
 class SendMessageSchema(ApiSchema):
     """A prompt."""
 
