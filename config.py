@@ -109,11 +109,17 @@ class SettingsSchema(Schema):
 
     GEMINI_API_KEY = fields.String(load_default=None)
     GEMINI_API_ENDPOINT = Url(("http", "https"), load_default=None)
+    GEMINI_SDK = fields.String(
+        load_default="google-generativeai", validate=_one_of("google-generativeai", "google-genai")
+    )
     GEMINI_MODEL = fields.String(load_default="gemini-3.5-flash")
     GEMINI_TIMEOUT_SECONDS = Count(60)
     REPLY_MAX_ATTEMPTS = Count(5, most=100)
     REPLY_ATTEMPT_SECONDS = Count(120)
     REPLY_MAX_AGE_SECONDS = Count(3600)
+    MAX_BACKLOG = Count(10_000)
+    MAX_IN_FLIGHT_PER_USER = Count(50)
+    MAX_OPEN_STREAMS = Count(512, least=0, most=10_000)
 
     BASIC_DAILY_PROMPTS = Count(5, least=0)
     RATE_LIMIT_WINDOW_MS = Count(900_000, least=1000)
@@ -123,11 +129,12 @@ class SettingsSchema(Schema):
         load_default="", metadata={"description": "Set by `make run`: what is not the real thing"}
     )
 
+    METRICS_TOKEN = fields.String(load_default=None)
     LOG_LEVEL = fields.String(load_default="info", validate=_one_of("debug", "info", "warning", "error"))
     WEB_CONCURRENCY = Count(2, most=1024)
     WEB_THREADS = Count(16, most=1024)
     WORKER_PROCESSES = Count(1, most=1024)
-    WORKER_THREADS = Count(32, most=4096)
+    WORKER_THREADS = Count(128, most=4096)
 
     @pre_load
     def drop_empty(self, environ: Mapping[str, str], **_options: Any) -> dict[str, str]:

@@ -5,18 +5,41 @@ from __future__ import annotations
 from datetime import date, datetime
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, Date, DateTime, ForeignKey, Index, SmallInteger, Text, func
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Date,
+    DateTime,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from chatapi.extensions import Base
 from chatapi.ids import uuid7
+
+MESSAGE_DOCUMENT = "to_tsvector('simple', content) || array_to_tsvector(ARRAY[coalesce(user_id::text, '-')])"
+CHATROOM_DOCUMENT = (
+    "to_tsvector('simple', (coalesce(title, '') || ' ') || coalesce(description, ''))"
+    " || array_to_tsvector(ARRAY[user_id::text])"
+)
+"""What search looks through. The owner is a word of each text: who searches for one word and that one gets both from
+the index, and somebody else's million messages cost nothing."""
 
 
 class Chatroom(Base):
     """A conversation of one user. `seq` is the number of its newest message, given out under the row's lock."""
 
     __tablename__ = "chatrooms"
-    __table_args__ = (Index("ix_chatrooms_user_id_activity_at_id", "user_id", "activity_at", "id"),)
+    __table_args__ = (
+        Index("ix_chatrooms_user_id_activity_at_id", "user_id", "activity_at", "id"),
+        Index("ix_chatrooms_search", text(f"({CHATROOM_DOCUMENT})"), postgresql_using="gin"),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
@@ -33,17 +56,29 @@ class Chatroom(Base):
 
 
 class Message(Base):
-    """A prompt of the user or a reply to one. `charged_day` is set on a reply whose prompt was counted."""
+    """A prompt of the user or a reply to one. `charged_day` is set on a reply whose prompt was counted.
+
+    `text_token` names the lease whose streamed text became `content`, so that who followed it knows where they are.
+    `user_id` is the room's, kept here for the search index.
+    """
 
     __tablename__ = "messages"
     __table_args__ = (
         Index("uq_messages_room_id_seq", "room_id", "seq", unique=True),
+        Index(
+            "uq_messages_reply_to_unfinished",
+            "reply_to",
+            unique=True,
+            postgresql_where=text("status IN ('pending', 'processing')"),
+        ),
+        Index("ix_messages_search", text(f"({MESSAGE_DOCUMENT})"), postgresql_using="gin"),
         CheckConstraint("message_type IN ('user', 'ai')", name="message_type"),
         CheckConstraint("status IN ('pending', 'processing', 'completed', 'failed', 'stopped')", name="status"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
     room_id: Mapped[UUID] = mapped_column(ForeignKey("chatrooms.id", ondelete="CASCADE"))
+    user_id: Mapped[UUID | None]
     seq: Mapped[int] = mapped_column(BigInteger)
     message_type: Mapped[str] = mapped_column(Text)
     content: Mapped[str] = mapped_column(Text)
@@ -54,6 +89,7 @@ class Message(Base):
     prompt_tokens: Mapped[int | None]
     output_tokens: Mapped[int | None]
     charged_day: Mapped[date | None] = mapped_column(Date)
+    text_token: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
@@ -69,13 +105,14 @@ class ReplyJob(Base):
     """The work that an unfinished reply still needs; the row goes when the reply ends.
 
     Whoever holds `lease_token` may write the end, until `lease_expires_at`. Nothing runs before `run_at`, and
-    `ring_at` is when the sweeper shall next see to the job.
+    `ring_at` is when the sweeper shall next see to the job. `last_error` is why the last attempt failed, for operators.
     """
 
     __tablename__ = "reply_jobs"
     __table_args__ = (
         Index("ix_reply_jobs_ring_at", "ring_at"),
         Index("ix_reply_jobs_room_id_seq", "room_id", "seq"),
+        Index("ix_reply_jobs_user_id", "user_id"),
     )
 
     message_id: Mapped[UUID] = mapped_column(ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True)
@@ -88,4 +125,19 @@ class ReplyJob(Base):
     rings: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     lease_token: Mapped[int | None] = mapped_column(BigInteger)
     lease_expires_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    stop_requested_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    last_error: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class IdempotencyKey(Base):
+    """A key that a user's prompt was accepted under, and what was accepted; `fingerprint` is of the whole request."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    fingerprint: Mapped[bytes] = mapped_column(LargeBinary)
+    reply_id: Mapped[UUID]
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

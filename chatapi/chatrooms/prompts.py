@@ -32,11 +32,11 @@ _ACCEPT = text("""
         WHERE id = :room_id AND user_id = :user_id
         RETURNING id, user_id, seq
     ), prompt AS (
-        INSERT INTO messages (id, room_id, seq, message_type, content, status)
-        SELECT :prompt_id, id, seq - 1, 'user', :content, 'completed' FROM room
+        INSERT INTO messages (id, room_id, user_id, seq, message_type, content, status)
+        SELECT :prompt_id, id, user_id, seq - 1, 'user', :content, 'completed' FROM room
     ), reply AS (
-        INSERT INTO messages (id, room_id, seq, message_type, content, status, reply_to, charged_day)
-        SELECT :reply_id, id, seq, 'ai', '', 'pending', :prompt_id, :charged_day FROM room
+        INSERT INTO messages (id, room_id, user_id, seq, message_type, content, status, reply_to, charged_day)
+        SELECT :reply_id, id, user_id, seq, 'ai', '', 'pending', :prompt_id, :charged_day FROM room
     ), job AS (
         INSERT INTO reply_jobs (message_id, room_id, user_id, seq, ring_at)
         SELECT :reply_id, id, user_id, seq, now() + make_interval(secs => :ring_grace) FROM room

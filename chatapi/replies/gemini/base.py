@@ -5,9 +5,11 @@ The web process may import this module; an adapter, with its SDK, only the worke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from chatapi.replies.gemini.calls import UpstreamCall
 
 RejectionReason = Literal["upstream_rejected", "safety_blocked", "context_too_long"]
 
@@ -22,11 +24,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question to a model: `turns` in order, the last one the user's."""
+    """One question to a model: `turns` in order, the last one the user's. The reply may have `max_output_tokens`."""
 
     model: str
     turns: Sequence[Turn]
     system_instruction: str | None
+    max_output_tokens: int = 8192
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,24 @@ class GeminiRejected(GeminiError):  # noqa: N818 - as above.
         self.reason: RejectionReason = reason
 
 
-class GeminiClient(Protocol):
-    """Something that answers prompts; safe to call from many threads at once."""
+class GeminiCancelled(GeminiError):  # noqa: N818 - as above.
+    """The call was cancelled, by `UpstreamCall.cancel`, before the reply was whole."""
 
-    def generate(self, prompt: Prompt) -> Answer:
-        """Answer `prompt`, or raise `GeminiRetryable` or `GeminiRejected`."""
+
+class GeminiClient(Protocol):
+    """Something that answers prompts; safe to call from many threads at once.
+
+    Both ways raise `GeminiRetryable`, `GeminiRejected`, or `GeminiCancelled` once `call` was cancelled.
+    """
+
+    def generate(self, prompt: Prompt, call: UpstreamCall) -> Answer:
+        """Answer `prompt` in one piece."""
+        ...
+
+    def stream(self, prompt: Prompt, call: UpstreamCall, on_text: Callable[[str], None]) -> Answer:
+        """Answer `prompt`, handing each piece of text to `on_text` as it comes; joined they are the answer's text."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections kept open."""
         ...
