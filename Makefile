@@ -31,8 +31,9 @@ types: .venv/.stamp ## Check the types
 imports: .venv/.stamp ## Check that imports go down only
 	@$(BIN)/lint-imports
 
-lock: .venv/.stamp ## Pin anew what requirements.in and requirements-dev.in name
+lock: .venv/.stamp ## Pin anew what the requirements*.in files name
 	@$(COMPILE) requirements.in -o requirements.txt
+	@$(COMPILE) requirements-genai.in -o requirements-genai.txt
 	@$(COMPILE) requirements-dev.in -o requirements-dev.txt
 
 clean: ## Remove caches and the virtual environment, but not the data in .data/

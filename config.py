@@ -15,6 +15,8 @@ from dotenv import dotenv_values
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validates_schema
 from marshmallow.validate import OneOf, Range
 
+from config_models import ModelList, fault_of_default, model_name, models_or_one
+
 ROOT = Path(__file__).resolve().parent
 DATA_DIR = ROOT / ".data"
 
@@ -112,7 +114,8 @@ class SettingsSchema(Schema):
     GEMINI_SDK = fields.String(
         load_default="google-generativeai", validate=_one_of("google-generativeai", "google-genai")
     )
-    GEMINI_MODEL = fields.String(load_default="gemini-3.5-flash")
+    GEMINI_MODEL = fields.String(load_default=None, validate=model_name())
+    GEMINI_MODELS = ModelList(load_default=None)
     GEMINI_TIMEOUT_SECONDS = Count(60)
     REPLY_MAX_ATTEMPTS = Count(5, most=100)
     REPLY_ATTEMPT_SECONDS = Count(120)
@@ -155,6 +158,14 @@ class SettingsSchema(Schema):
                 faults[name] = f"is not set, but OTP_DELIVERY is {delivery}"
         if faults:
             raise ValidationError(faults)
+
+    @validates_schema(skip_on_field_errors=False)
+    def check_default_model(self, settings: dict[str, Any], **_options: Any) -> None:
+        """Name a default that is not among the models, or that not everybody may use."""
+        if settings.get("GEMINI_MODELS") and "GEMINI_MODEL" in settings:
+            fault = fault_of_default(settings["GEMINI_MODEL"], settings["GEMINI_MODELS"])
+            if fault:
+                raise ValidationError(fault, "GEMINI_MODEL")
 
     @validates_schema(skip_on_field_errors=False)
     def check_production(self, settings: dict[str, Any], **_options: Any) -> None:
@@ -235,6 +246,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
         settings["OTP_DELIVERY"] = settings["OTP_DELIVERY"] or "echo"
     settings["DATABASE_URL"] = sqlalchemy_url(settings["DATABASE_URL"])
     settings["DATABASE_DIRECT_URL"] = sqlalchemy_url(settings["DATABASE_DIRECT_URL"] or settings["DATABASE_URL"])
+    settings["GEMINI_MODELS"] = models_or_one(settings["GEMINI_MODELS"], settings["GEMINI_MODEL"])
+    settings["GEMINI_MODEL"] = settings["GEMINI_MODEL"] or settings["GEMINI_MODELS"][0]["alias"]
     settings["STAND_INS"] = [name.strip() for name in settings["STAND_INS"].split(",") if name.strip()]
     settings["CACHE_REDIS_URL"] = settings["CACHE_REDIS_URL"] or settings["REDIS_URL"]
     settings["RATE_LIMIT_REDIS_URL"] = settings["RATE_LIMIT_REDIS_URL"] or settings["REDIS_URL"]

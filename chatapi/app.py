@@ -7,11 +7,16 @@ from typing import Any
 
 from flask import Flask
 
-from chatapi import cli, observability, openapi, parsing, security
+from chatapi import cli, observability, openapi, parsing, scrape, security
+from chatapi.admission import init_admission
 from chatapi.auth.routes import blueprint as auth
 from chatapi.auth.session_routes import blueprint as sessions
 from chatapi.auth.tokens import configure_jwt, identify_caller, init_tokens, require_user
 from chatapi.broker import check_eviction_policy, init_broker
+from chatapi.catalogue import init_catalogue
+from chatapi.chatrooms.live import init_live
+from chatapi.chatrooms.message_routes import blueprint as messages
+from chatapi.chatrooms.model_routes import blueprint as models
 from chatapi.chatrooms.routes import blueprint as chatrooms
 from chatapi.errors import register_error_handlers
 from chatapi.extensions import REDIS_OPTIONS, JSONCacheSerializer, api, cache, db, migrate
@@ -19,8 +24,8 @@ from chatapi.logs import configure_logging
 from chatapi.users.routes import blueprint as users
 from config import ROOT, ConfigError, load_settings
 
-PUBLIC = (observability.blueprint, auth)
-PROTECTED = (sessions, users, chatrooms)
+PUBLIC = (observability.blueprint, scrape.blueprint, auth)
+PROTECTED = (sessions, users, chatrooms, messages, models)
 """Every route of these needs a good token; a route in a new blueprint is one or the other, and it is said here."""
 
 MIGRATIONS = ROOT / "migrations"
@@ -107,6 +112,9 @@ def _init_extensions(app: Flask) -> None:
     init_tokens(app)
     cache.init_app(app)
     init_broker(app)
+    init_live(app)
+    init_admission(app)
+    init_catalogue(app)
 
 
 def _register_routes(app: Flask) -> None:

@@ -11,11 +11,11 @@ import dramatiq
 import redis
 import structlog
 from dramatiq import Message, Middleware
-from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
-from dramatiq.errors import ConnectionClosed
+from dramatiq.brokers.redis import RedisBroker
 from flask import Flask, current_app
 from sqlalchemy.exc import SQLAlchemyError
 
+from chatapi.bell import RING_SCRIPT, BellConsumer
 from chatapi.breaker import CircuitOpenError, RedisBreaker
 from chatapi.errors import log_database_error
 from chatapi.extensions import REDIS_OPTIONS
@@ -58,45 +58,55 @@ class AppContext(Middleware):
     after_skip_message = after_process_message
 
 
-class _Consumer(_RedisConsumer):
-    """Takes a time-out of Redis for the lost connection that it is.
+class Drain(Middleware):
+    """Keeps a worker that is about to end from taking messages that it would no longer get to."""
 
-    The stock consumer knows `redis.ConnectionError` only, and an ack that times out would be dropped
-    (https://github.com/Bogdanp/dramatiq/issues/894).
-    """
-
-    def ack(self, message: Any) -> None:
-        try:
-            super().ack(message)
-        except redis.TimeoutError as error:
-            raise ConnectionClosed(error) from None
-
-    def nack(self, message: Any) -> None:
-        try:
-            super().nack(message)
-        except redis.TimeoutError as error:
-            raise ConnectionClosed(error) from None
-
-    def __next__(self) -> Any:
-        try:
-            return super().__next__()
-        except redis.TimeoutError as error:
-            raise ConnectionClosed(error) from None
+    def before_worker_shutdown(self, broker: Any, worker: Any) -> None:  # noqa: ARG002
+        """Let the consumers fetch no more; what is in work is finished."""
+        broker.is_draining = True
 
 
 class QueueBroker(RedisBroker):
-    """Dramatiq's Redis broker with our consumer and without its `Retries`: retries live in PostgreSQL."""
+    """Dramatiq's Redis broker with our consumer, a bell, and nothing that is ever late.
+
+    There are no `Retries` and no delayed messages, so no worker needs to look after delay queues: when to come again
+    is kept in PostgreSQL.
+    """
+
+    longest_wait_seconds = WORKER_SOCKET_TIMEOUT_SECONDS / 2
+    """A consumer's blocking command must be over before the socket's time is."""
+
+    def __init__(self, client: redis.Redis, middleware: list[Middleware]) -> None:
+        """Use the Redis of `client`."""
+        super().__init__(client=client, namespace=NAMESPACE, middleware=middleware)
+        self.is_draining = False
+        dispatch: Any = self.scripts["dispatch"].script
+        self.scripts["dispatch"] = client.register_script(dispatch + RING_SCRIPT)
 
     @property
-    def consumer_class(self) -> type[_Consumer]:
+    def consumer_class(self) -> type[BellConsumer]:
         """What workers read the queue with."""
-        return _Consumer
+        return BellConsumer
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Declare a queue, without the delay queue that Dramatiq gives to each."""
+        if queue_name not in self.queues:
+            self.emit_before("declare_queue", queue_name)
+            self.queues.add(queue_name)
+            self.emit_after("declare_queue", queue_name)
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        """Put a message on its queue and wake a worker up."""
+        if delay is not None:
+            raise ValueError("Nothing is delayed in Redis; let PostgreSQL say when it is due.")
+        enqueued: Message[Any] = super().enqueue(message)
+        return enqueued
 
 
 def init_broker(app: Flask) -> None:
     """Give the application the broker that it rings through, within a small budget of time."""
     client = redis.Redis.from_url(app.config["REDIS_URL"], **REDIS_OPTIONS)
-    app.extensions["broker"] = QueueBroker(client=client, namespace=NAMESPACE, middleware=[])
+    app.extensions["broker"] = QueueBroker(client, middleware=[])
     app.extensions["broker_breaker"] = RedisBreaker("ring")
 
 
@@ -107,7 +117,7 @@ def worker_broker(app: Flask) -> QueueBroker:
         socket_timeout=WORKER_SOCKET_TIMEOUT_SECONDS,
         socket_connect_timeout=WORKER_SOCKET_TIMEOUT_SECONDS,
     )
-    return QueueBroker(client=client, namespace=NAMESPACE, middleware=[AppContext(app)])
+    return QueueBroker(client, middleware=[AppContext(app), Drain()])
 
 
 def declare_actor(broker: QueueBroker, actor_name: str, queue_name: str, work: Callable[[UUID], None]) -> None:

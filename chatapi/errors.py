@@ -81,6 +81,14 @@ class NotFoundError(ChatAPIError):
     message = "Not found"
 
 
+class ConflictError(ChatAPIError):
+    """What was asked for does not go with how things are now."""
+
+    status = HTTPStatus.CONFLICT
+    slug = "conflict"
+    message = "This cannot be done as things are now"
+
+
 class UnsupportedMediaTypeError(ChatAPIError):
     """The body is not plain JSON."""
 

@@ -1,4 +1,4 @@
-"""What the worker process runs: `dramatiq chatapi.worker --queues replies`."""
+"""What the worker process runs: `dramatiq chatapi.worker --queues replies titles`."""
 
 from __future__ import annotations
 

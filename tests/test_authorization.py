@@ -38,6 +38,7 @@ ROUTES = {
     ("GET", "/health"): Access.PUBLIC,
     ("GET", "/health/live"): Access.PUBLIC,
     ("GET", "/health/ready"): Access.PUBLIC,
+    ("GET", "/metrics"): Access.PUBLIC,
     ("GET", "/docs"): Access.PUBLIC,
     ("GET", "/docs/assets/<path:filename>"): Access.PUBLIC,
     ("GET", "/openapi.json"): Access.PUBLIC,
@@ -56,14 +57,19 @@ ROUTES = {
     ("PATCH", "/user/me"): Access.SELF,
     ("DELETE", "/user/me"): Access.SELF,
     ("GET", "/user/me/export"): Access.SELF,
+    ("GET", "/models"): Access.SELF,
     ("POST", "/chatroom"): Access.SELF,
     ("GET", "/chatroom"): Access.SELF,
     ("GET", "/chatroom/<chatroom_id>"): Access.ROOM,
+    ("GET", "/chatroom/<chatroom_id>/export"): Access.ROOM,
     ("PUT", "/chatroom/<chatroom_id>"): Access.ROOM,
     ("PATCH", "/chatroom/<chatroom_id>"): Access.ROOM,
     ("DELETE", "/chatroom/<chatroom_id>"): Access.ROOM,
     ("POST", "/chatroom/<chatroom_id>/message"): Access.ROOM,
     ("GET", "/chatroom/<chatroom_id>/message/<message_id>"): Access.MESSAGE,
+    ("GET", "/chatroom/<chatroom_id>/message/<message_id>/stream"): Access.MESSAGE,
+    ("POST", "/chatroom/<chatroom_id>/message/<message_id>/stop"): Access.MESSAGE,
+    ("POST", "/chatroom/<chatroom_id>/message/<message_id>/regenerate"): Access.MESSAGE,
 }
 
 PROTECTED_ROUTES = [route for route, access in ROUTES.items() if access is not Access.PUBLIC]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -170,3 +171,99 @@ def test_development_secret_is_made_once_and_private(tmp_path: Path) -> None:
     assert len(first.encode()) >= 32
     assert path.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in path.parent.iterdir()] == ["jwt_secret"]
+
+
+MODELS = [
+    {"alias": "flash", "model": "gemini-a", "fallback": ["gemini-b"], "description": "Fast", "context_tokens": 500},
+    {"alias": "deep", "model": "gemini-c", "tiers": ["pro"], "max_output_tokens": 100},
+]
+
+
+def models_with(**changes: object) -> str:
+    """Return the setting for two models, the second changed; what is changed to None is left out."""
+    changed = {**MODELS[1], **changes}
+    return json.dumps([MODELS[0], {name: value for name, value in changed.items() if value is not None}])
+
+
+def test_models_are_read_with_defaults_for_what_is_not_said() -> None:
+    settings = load_settings({**PRODUCTION, "GEMINI_MODELS": json.dumps(MODELS)})
+
+    flash, deep = settings["GEMINI_MODELS"]
+    assert settings["GEMINI_MODEL"] == "flash"
+    assert flash == {**MODELS[0], "tiers": ["basic", "pro"], "max_output_tokens": 8192}
+    assert deep == {**MODELS[1], "fallback": [], "description": "", "context_tokens": 32_000}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("", "gemini-3.5-flash"), ("Gemini-X/1", "Gemini-X/1")])
+def test_one_model_is_known_by_its_own_name_when_no_models_are_listed(name: str, expected: str) -> None:
+    settings = load_settings({**PRODUCTION, "GEMINI_MODEL": name})
+
+    (entry,) = settings["GEMINI_MODELS"]
+    assert (settings["GEMINI_MODEL"], entry["alias"], entry["model"]) == (expected, expected, expected)
+    assert (entry["tiers"], entry["fallback"]) == (["basic", "pro"], [])
+    assert (entry["context_tokens"], entry["max_output_tokens"]) == (32_000, 8192)
+
+
+def test_default_model_is_the_one_named() -> None:
+    both = json.dumps([*MODELS, {"alias": "other", "model": "gemini-d"}])
+
+    assert load_settings({**PRODUCTION, "GEMINI_MODELS": both, "GEMINI_MODEL": "other"})["GEMINI_MODEL"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('[{"alias": "a", "alias": "b", "model": "m"}]', "is not valid JSON"),
+        ("[]", "must be a JSON list of at least one entry"),
+        ('{"alias": "a"}', "must be a JSON list of at least one entry"),
+        ("[3]", "entry 1 must be a JSON object"),
+        (models_with(alias="flash"), "entry 2: alias is that of entry 1 too"),
+        *[
+            (models_with(alias=alias), "entry 2: alias must be 1 to 64 of")
+            for alias in ("", "Deep", "-deep", "d" * 65, "deep\n", "dé")
+        ],
+        (models_with(alias=7), "entry 2: alias not a valid string"),
+        (models_with(alias=None), "entry 2: alias missing"),
+        (models_with(model=None), "entry 2: model missing"),
+        (models_with(model="a b"), "entry 2: model must be a model's name"),
+        (models_with(fallback=["ok", ""]), "entry 2: fallback must be a model's name"),
+        (models_with(fallback="gemini-b"), "entry 2: fallback not a valid list"),
+        (models_with(tiers=["basic", "gold"]), "entry 2: tiers must be one of basic, pro"),
+        (models_with(tiers=[]), "entry 2: tiers must name at least one tier"),
+        (models_with(colour="red"), "entry 2: colour is not known here"),
+        *[
+            (models_with(**{name: value}), f"entry 2: {name} must be a whole number from 1")
+            for name in ("context_tokens", "max_output_tokens")
+            for value in (0, -1, 1.5, "5", True, 2**31)
+        ],
+    ],
+)
+def test_models_are_refused_with_a_sentence_that_names_the_entry(value: str, fault: str) -> None:
+    (said,) = faults_of(GEMINI_MODELS=value)
+
+    assert said.startswith(f"GEMINI_MODELS {fault}")
+
+
+def test_faults_of_models_are_named_all_at_once() -> None:
+    faults = faults_of(GEMINI_MODELS=models_with(tiers=[], context_tokens=0, alias="flash", model=7), PORT="x")
+
+    assert len(faults) == 5
+
+
+@pytest.mark.parametrize(
+    ("models", "name", "fault"),
+    [
+        (MODELS, "gemini-a", "GEMINI_MODEL names no alias of GEMINI_MODELS."),
+        (MODELS, "deep", "GEMINI_MODEL names the default, which must be open to every tier."),
+        (MODELS[1:], "", "GEMINI_MODEL is not set, and the first entry of GEMINI_MODELS"),
+        (None, "a b", "GEMINI_MODEL must be a model's name."),
+    ],
+)
+def test_default_model_is_refused_when_not_everybody_could_use_it(
+    models: list[dict[str, object]] | None, name: str, fault: str
+) -> None:
+    (said,) = faults_of(GEMINI_MODELS=json.dumps(models) if models else "", GEMINI_MODEL=name)
+
+    assert said.startswith(fault)

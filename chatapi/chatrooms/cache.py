@@ -2,7 +2,7 @@
 
 Its key holds the user's `rooms_version` from PostgreSQL, which every change of the list raises in the change's own
 transaction: what was cached before a change is not found after it, also when a refill raced the change, and also
-when Redis was away meanwhile.
+when Redis was away meanwhile. Rooms show the alias of what answers in them, so the key knows the catalogue too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from chatapi.breaker import CircuitOpenError, RedisBreaker
+from chatapi.catalogue import catalogue
 from chatapi.extensions import cache
 
 CACHE_TTL_SECONDS = 300
@@ -37,4 +38,4 @@ def store_page(user_id: UUID, rooms_version: int, limit: int, page: dict[str, An
 
 
 def _key(user_id: UUID, rooms_version: int, limit: int) -> str:
-    return f"rooms:{user_id}:{rooms_version}:{limit}"
+    return f"rooms:{user_id}:{rooms_version}:{limit}:{catalogue().fingerprint}"

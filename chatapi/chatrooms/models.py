@@ -23,6 +23,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from chatapi.extensions import Base
 from chatapi.ids import uuid7
 
+FINAL = frozenset({"completed", "failed", "stopped"})
+
 MESSAGE_DOCUMENT = "to_tsvector('simple', content) || array_to_tsvector(ARRAY[coalesce(user_id::text, '-')])"
 CHATROOM_DOCUMENT = (
     "to_tsvector('simple', (coalesce(title, '') || ' ') || coalesce(description, ''))"
@@ -92,6 +94,11 @@ class Message(Base):
     text_token: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it will not change any more."""
+        return self.status in FINAL
 
     @property
     def usage(self) -> dict[str, int | None] | None:

@@ -1,4 +1,4 @@
-"""The chatroom and message routes; all of them need a token."""
+"""The chatroom routes; all of them need a token."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Any
 from flask import Response, jsonify, url_for
 
 from chatapi.auth.tokens import current_user
-from chatapi.chatrooms import cache, prompts, service
+from chatapi.chatrooms import cache, export, search, service
 from chatapi.chatrooms.schemas import (
     ChatroomAnswerSchema,
     ChatroomDetailSchema,
     ChatroomListQuerySchema,
     ChatroomListSchema,
     ChatroomQuerySchema,
+    ChatroomSchema,
     CreateChatroomSchema,
-    MessageAnswerSchema,
-    SendMessageSchema,
-    SentMessageSchema,
+    ExportedChatroomSchema,
+    ExportQuerySchema,
+    MessageSchema,
     UpdateChatroomSchema,
 )
+from chatapi.exports import send_export
 from chatapi.extensions import in_transaction
 from chatapi.openapi import LOCATION_HEADER
 from chatapi.parsing import ApiBlueprint
@@ -31,9 +33,12 @@ blueprint = ApiBlueprint("chatrooms", __name__, url_prefix="/chatroom", descript
 @blueprint.post("")
 @blueprint.arguments(CreateChatroomSchema, required=False)
 @blueprint.response(201, ChatroomAnswerSchema, headers=LOCATION_HEADER)
+@blueprint.problems(403)
 def create_chatroom(body: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Open a chatroom"""
-    chatroom = in_transaction(lambda: service.create_chatroom(current_user().id, **body))
+    user = current_user()
+    service.check_model(body.get("model"), is_pro=user.is_pro)
+    chatroom = in_transaction(lambda: service.create_chatroom(user.id, **body))
     location = url_for("chatrooms.read_chatroom", chatroom_id=chatroom.id)
     return {"message": "Chatroom created", "chatroom": chatroom}, 201, {"Location": location}
 
@@ -44,9 +49,13 @@ def create_chatroom(body: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str
 def list_chatrooms(query: dict[str, Any]) -> Response:
     """List the caller's chatrooms, the one with the newest message first
 
-    The first page is cached for 300 seconds and still right after every change.
+    The first page is cached for 300 seconds and still right after every change. With `q`, those that match, the best
+    first: as in a web search, by words, "phrases", or, and -not, in title, description or any message.
     """
-    user = current_user()
+    user, q = current_user(), query.pop("q")
+    if q is not None:
+        found = search.search_chatrooms(user.id, q, **query)
+        return jsonify(**ChatroomListSchema().dump(found), cached=False)
     is_first = query["cursor"] is None
     page = cache.load_page(user.id, user.rooms_version, query["limit"]) if is_first else None
     if page is not None:
@@ -71,16 +80,36 @@ def read_chatroom(query: dict[str, Any], chatroom_id: str) -> dict[str, Any]:
     return {"chatroom": {**service.fields_of(room), "messages": page.messages, "has_more": page.has_more}}
 
 
+@blueprint.get("/<chatroom_id>/export")
+@blueprint.arguments(ExportQuerySchema, location="query")
+@blueprint.response(200, ExportedChatroomSchema, description="A file in the format that was asked for")
+@blueprint.alt_response(200, schema={"type": "string"}, content_type="text/markdown", success=True)
+@blueprint.problems(404, 429, 503)
+def export_chatroom(query: dict[str, Any], chatroom_id: str) -> Response:
+    """Export a chatroom with all its messages
+
+    One document, JSON or Markdown, streamed; one export at a time.
+    """
+    user_id = current_user().id
+    room = in_transaction(lambda: service.find_chatroom(user_id, chatroom_id))
+    show = MessageSchema().dump
+    form = export.EXPORT_FORMATS[query["format"]]
+    document = form.write(ChatroomSchema().dump(room), map(show, export.read_messages(room.id)))
+    return send_export(user_id, document, form.mimetype, f"chatroom-{room.id}.{form.extension}")
+
+
 @blueprint.route("/<chatroom_id>", methods=["PUT", "PATCH"])
 @blueprint.arguments(UpdateChatroomSchema, required=False)
 @blueprint.response(200, ChatroomAnswerSchema)
-@blueprint.problems(404)
+@blueprint.problems(403, 404)
 def update_chatroom(body: dict[str, Any], chatroom_id: str) -> dict[str, Any]:
     """Change a chatroom
 
     Members that are not sent stay; null clears.
     """
-    chatroom = in_transaction(lambda: service.update_chatroom(current_user().id, chatroom_id, body))
+    user = current_user()
+    service.check_model(body.get("model"), is_pro=user.is_pro)
+    chatroom = in_transaction(lambda: service.update_chatroom(user.id, chatroom_id, body))
     return {"message": "Chatroom updated", "chatroom": chatroom}
 
 
@@ -91,33 +120,3 @@ def delete_chatroom(chatroom_id: str) -> dict[str, str]:
     """Delete a chatroom and all its messages"""
     in_transaction(lambda: service.delete_chatroom(current_user().id, chatroom_id))
     return {"message": "Chatroom deleted"}
-
-
-@blueprint.post("/<chatroom_id>/message")
-@blueprint.arguments(SendMessageSchema)
-@blueprint.response(201, SentMessageSchema, headers=LOCATION_HEADER)
-@blueprint.problems(404, 429)
-def send_message(body: dict[str, Any], chatroom_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
-    """Send a prompt
-
-    The reply is pending; read it at `Location` until its status is final.
-    """
-    user = current_user()
-    accepted = in_transaction(lambda: prompts.post_message(user.id, chatroom_id, body["content"]))
-    prompts.ring_reply(accepted.ai_message.id)
-    location = url_for("chatrooms.read_message", chatroom_id=chatroom_id, message_id=accepted.ai_message.id)
-    answer = {
-        "message": "Prompt accepted",
-        "user_message": accepted.user_message,
-        "ai_message": accepted.ai_message,
-    }
-    return answer, 201, {"Location": location}
-
-
-@blueprint.get("/<chatroom_id>/message/<message_id>")
-@blueprint.response(200, MessageAnswerSchema)
-@blueprint.problems(404)
-def read_message(chatroom_id: str, message_id: str) -> dict[str, Any]:
-    """Read a message, such as a reply that is awaited"""
-    room = service.find_chatroom(current_user().id, chatroom_id)
-    return {"message": service.find_message(room, message_id)}

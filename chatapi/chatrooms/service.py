@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import delete, func, select, tuple_, update
 
 from chatapi.auth.models import User
+from chatapi.catalogue import catalogue, tier_of
 from chatapi.chatrooms.models import Chatroom, Message
-from chatapi.errors import NotFoundError, UnauthorizedError, ValidationFailedError
+from chatapi.errors import ChatAPIError, NotFoundError, UnauthorizedError, ValidationFailedError
 from chatapi.extensions import db
 from chatapi.ids import parse_id, uuid7
 from chatapi.schemas import rfc3339
@@ -23,6 +25,13 @@ from chatapi.schemas import rfc3339
 _CURSOR = re.compile(
     r"(?P<time>[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z) (?P<id>[0-9a-f-]{36})", re.ASCII
 )
+
+
+class ModelNotInPlanError(ChatAPIError):
+    """The model is there, but not for the caller's tier."""
+
+    status = HTTPStatus.FORBIDDEN
+    slug = "model_not_in_plan"
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,14 @@ class MessagePage:
 
     messages: Sequence[Message]
     has_more: bool
+
+
+def check_model(alias: str | None, *, is_pro: bool) -> None:
+    """Raise `ModelNotInPlanError` if the caller's tier may not use the model of that alias; None is the default."""
+    entry = catalogue().find(alias)
+    if entry is not None and tier_of(is_pro=is_pro) not in entry.tiers:
+        tiers = " and ".join(name.capitalize() for name in sorted(entry.tiers))
+        raise ModelNotInPlanError(f"The model {entry.alias} is for {tiers} only; GET /models says which are yours")
 
 
 def create_chatroom(user_id: UUID, **fields: Any) -> Chatroom:
@@ -91,6 +108,20 @@ def find_message(room: Chatroom, message_id: str) -> Message:
     """Return the room's message of that id, or raise `NotFoundError`."""
     message = db.session.scalars(
         select(Message).where(Message.id == parse_id(message_id, "Message"), Message.room_id == room.id)
+    ).one_or_none()
+    if message is None:
+        raise NotFoundError("Message not found")
+    return message
+
+
+def find_owned_message(user_id: UUID, chatroom_id: str, message_id: str) -> Message:
+    """Return a message of that room, which is the user's; raises `NotFoundError` whatever is wrong with the ids."""
+    room_id, wanted = parse_id(chatroom_id, "Message"), parse_id(message_id, "Message")
+    message = db.session.scalars(
+        select(Message)
+        .join(Chatroom, Chatroom.id == Message.room_id)
+        .where(Message.id == wanted, Chatroom.id == room_id, Chatroom.user_id == user_id)
+        .execution_options(populate_existing=True)
     ).one_or_none()
     if message is None:
         raise NotFoundError("Message not found")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 STATUS_KINDS = frozenset({"400", "401", "403", "404", "429", "500", "503", "504"})
-CONNECTION_KINDS = frozenset({"hang", "drip", "cut"})
+CONNECTION_KINDS = frozenset({"hang", "hang_in_stream", "drip", "cut"})
 ANSWER_KINDS = frozenset(
     {
         *("empty", "empty_text", "blocked", "safety", "max_tokens", "no_finish"),
@@ -20,7 +20,7 @@ ANSWER_KINDS = frozenset(
 KINDS = STATUS_KINDS | CONNECTION_KINDS | ANSWER_KINDS
 
 DIRECTIVE = re.compile(r"\[\[([^\[\]]{1,200})\]\]")
-DIRECTIVE_WORD = re.compile(r"(fault|times|latency_ms|chunk_ms|retry_after_ms)=(\w{1,20})")
+DIRECTIVE_WORD = re.compile(r"(fault|times|latency_ms|chunk_ms|retry_after_ms|chunks|words)=(\w{1,20})")
 MAX_REMEMBERED_DIRECTIVES = 1000
 
 
@@ -28,7 +28,8 @@ MAX_REMEMBERED_DIRECTIVES = 1000
 class Fault:
     """One way to misbehave; kind None answers well, only as late as `latency_ms` and `chunk_ms` say.
 
-    `times` None means always. `match` limits it to prompts whose last user text holds that substring.
+    `times` None means always. `match` limits it to prompts whose last user text holds that substring. `chunks` is how
+    many elements of a stream come before hang_in_stream or cut, `words` how long the reply is, 0 for its usual length.
     """
 
     kind: str | None = None
@@ -37,13 +38,15 @@ class Fault:
     chunk_ms: int = 0
     retry_after_ms: int | None = None
     match: str | None = None
+    chunks: int | None = None
+    words: int = 0
 
     def __post_init__(self) -> None:
         if self.kind is not None and (not isinstance(self.kind, str) or self.kind not in KINDS):
             raise ValueError(f"kind must be one of {', '.join(sorted(KINDS))}")
-        for name in ("times", "latency_ms", "chunk_ms", "retry_after_ms"):
+        for name in ("times", "latency_ms", "chunk_ms", "retry_after_ms", "chunks", "words"):
             value = getattr(self, name)
-            if value is None and name in {"times", "retry_after_ms"}:
+            if value is None and name in {"times", "retry_after_ms", "chunks"}:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ValueError(f"{name} must be a whole number from 0")

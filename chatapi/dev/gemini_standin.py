@@ -10,9 +10,15 @@ A fault (`chatapi.dev.gemini_faults.Fault` has the fields) can be asked for
 - within the prompt: `[[fault=503 times=2 retry_after_ms=1500]]`, `[[latency_ms=2000]]`; `times` then counts per
   identical prompt, and once used up, what was added otherwise applies.
 
-Kinds: 400 401 403 404 429 500 503 504; hang (no answer), drip (a blank now and then, for ever), cut (closes within the
-body), empty (no candidate), empty_text (a candidate without parts), blocked (the prompt), safety (the reply),
-max_tokens, no_finish (no finishReason), bad_json, error_in_stream, too_long.
+`[[words=200 chunk_ms=50]]` makes a reply of 200 words, which streams in many pieces. It keeps to maxOutputTokens, and
+answers a system instruction that begins with "Write a title" by the first words of the user's text.
+
+Kinds: 400 401 403 404 429 500 503 504; hang (no answer), hang_in_stream (no more after `chunks` elements; unary, after
+the head), drip (a blank now and then, for ever), cut (closes within the body, a stream after `chunks` elements),
+empty (no candidate), empty_text (a candidate without parts), blocked (the prompt), safety (the reply), max_tokens,
+no_finish (no finishReason), bad_json, error_in_stream, too_long.
+
+A recorded request has `was_left` from the moment its client closes the connection while the answer is under way.
 
 Run it with `python -m chatapi.dev.gemini_standin --port N`.
 """
@@ -48,7 +54,7 @@ MODEL_METHOD = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class RecordedRequest:
     """A request as it arrived. Of the key only that there was one: it may be a real one, sent here by mistake."""
 
@@ -57,6 +63,7 @@ class RecordedRequest:
     method: str
     body: Any
     headers: dict[str, str]
+    was_left: bool = False
 
 
 class GeminiStandin:
@@ -177,8 +184,14 @@ class _Handler(StandinHandler):
             self.send_json(200, {})
         elif match := MODEL_METHOD.fullmatch(path):
             body = wire.from_json(raw)
-            self._record(path, match["model"], match["method"], body)
-            self._post_model(match["model"], match["method"], body)
+            request = self._record(path, match["model"], match["method"], body)
+            try:
+                self._post_model(match["model"], match["method"], body)
+            except OSError:
+                self.is_left = True
+                raise
+            finally:
+                request.was_left = self.is_left
         else:
             self._send_not_found()
 
@@ -201,17 +214,16 @@ class _Handler(StandinHandler):
         elif fault.kind == "too_long":
             self.send_json(400, wire.too_long_body())
         elif fault.kind == "hang":
-            self.wait(MAX_HANG_SECONDS)
-            self.close_connection = True
+            self._hang()
         elif fault.kind == "drip":
             self._drip()
         else:
             numbers = any("enum-encoding=int" in value for value in self.query().get("$alt", []))
             writer = wire.AnswerWriter(model, conversation, enums_as_numbers=numbers)
             if is_stream:
-                self._send_stream(fault, [json.dumps(piece).encode() for piece in stream_pieces(writer, fault.kind)])
+                self._send_stream(fault, [json.dumps(piece).encode() for piece in stream_pieces(writer, fault)])
             else:
-                self._send_answer(fault, json.dumps(unary_answer(writer, fault.kind)).encode())
+                self._send_answer(fault, json.dumps(unary_answer(writer, fault)).encode())
 
     def _send_answer(self, fault: Fault, answer: bytes) -> None:
         if fault.kind == "bad_json":
@@ -220,14 +232,17 @@ class _Handler(StandinHandler):
         if fault.kind == "cut":
             answer = answer[: len(answer) // 2]
             self.close_connection = True
+        elif fault.kind == "hang_in_stream":
+            self._hang()
+            return
         self.wfile.write(answer)
 
     def _send_stream(self, fault: Fault, pieces: list[bytes]) -> None:
         is_sse = self.query().get("alt") == ["sse"]
         if fault.kind == "bad_json":
             pieces[-1] = pieces[-1][:-2]
-        elif fault.kind == "cut":
-            pieces = pieces[: max(1, len(pieces) // 2)]
+        elif fault.kind in {"cut", "hang_in_stream"}:
+            pieces = pieces[: max(1, len(pieces) // 2) if fault.chunks is None else fault.chunks]
         self.start_answer(200, "text/event-stream" if is_sse else JSON_TYPE, length=None)
         for index, piece in enumerate(pieces):
             if index and self.wait(fault.chunk_ms / 1000):
@@ -236,12 +251,20 @@ class _Handler(StandinHandler):
                 self.send_chunk(b"data: " + piece + b"\r\n\r\n")
             else:
                 self.send_chunk((b",\r\n" if index else b"[") + piece)
+        if fault.kind == "hang_in_stream":
+            self._hang()
+            return
         if fault.kind == "cut":
             self.close_connection = True
             return
         if not is_sse:
             self.send_chunk(b"]")
         self.send_chunk(b"")
+
+    def _hang(self) -> None:
+        self.wfile.flush()
+        self.wait(MAX_HANG_SECONDS)
+        self.close_connection = True
 
     def _drip(self) -> None:
         self.close_connection = True
@@ -255,20 +278,23 @@ class _Handler(StandinHandler):
     def _send_not_found(self) -> None:
         self.send_json(404, wire.error_body(404, "Requested entity was not found."))
 
-    def _record(self, path: str, model: str, method: str, body: Any) -> None:
+    def _record(self, path: str, model: str, method: str, body: Any) -> RecordedRequest:
         headers = {name: self.headers[name] for name in RECORDED_HEADERS if name in self.headers}
         if "x-goog-api-key" in self.headers or "key" in self.query():
             headers["x-goog-api-key"] = "(sent)"
-        self.server.standin.record(RecordedRequest(path, model, method, body, headers))
+        request = RecordedRequest(path, model, method, body, headers)
+        self.server.standin.record(request)
+        return request
 
 
 def _is_missing(model: str) -> bool:
     return model.startswith(("unknown", "gone"))
 
 
-def unary_answer(writer: wire.AnswerWriter, kind: str | None) -> dict[str, Any]:
-    """Compose the body of generateContent, as well or as badly as `kind` says."""
-    text = wire.reply_text(writer.model, writer.conversation)
+def unary_answer(writer: wire.AnswerWriter, fault: Fault) -> dict[str, Any]:
+    """Compose the body of generateContent, as well or as badly as `fault` says."""
+    kind = fault.kind
+    text, finish = wire.reply_text(writer.model, writer.conversation, fault.words)
     if kind in {"empty", "blocked"}:
         return writer.without_candidates(is_blocked=kind == "blocked")
     if kind == "error_in_stream":
@@ -279,22 +305,25 @@ def unary_answer(writer: wire.AnswerWriter, kind: str | None) -> dict[str, Any]:
         return writer.piece(None, "SAFETY")
     if kind == "max_tokens":
         return writer.piece(text[: len(text) // 2], "MAX_TOKENS")
-    return writer.piece(text, None if kind == "no_finish" else "STOP")
+    return writer.piece(text, None if kind == "no_finish" else finish)
 
 
-def stream_pieces(writer: wire.AnswerWriter, kind: str | None) -> list[dict[str, Any]]:
-    """Compose the elements of streamGenerateContent, as well or as badly as `kind` says."""
+def stream_pieces(writer: wire.AnswerWriter, fault: Fault) -> list[dict[str, Any]]:
+    """Compose the elements of streamGenerateContent, as well or as badly as `fault` says."""
+    kind = fault.kind
     if kind in {"empty", "blocked", "empty_text"}:
-        return [unary_answer(writer, kind)]
-    texts = wire.split_text(wire.reply_text(writer.model, writer.conversation))
+        return [unary_answer(writer, fault)]
+    text, finish = wire.reply_text(writer.model, writer.conversation, fault.words)
+    texts = wire.split_text(text) or [""]
     if kind == "error_in_stream":
         return [writer.piece(texts[0]), wire.error_body(503)]
     if kind == "safety":
         return [writer.piece(texts[0]), writer.piece(None, "SAFETY")]
     if kind == "max_tokens":
-        texts = texts[: len(texts) // 2]
-    finish = {"no_finish": None, "max_tokens": "MAX_TOKENS"}.get(kind or "", "STOP")
-    return [writer.piece(text) for text in texts[:-1]] + [writer.piece(texts[-1], finish)]
+        texts = texts[: max(1, len(texts) // 2)]
+        finish = "MAX_TOKENS"
+    pieces = [writer.piece(text) for text in texts[:-1]]
+    return [*pieces, writer.piece(texts[-1], None if kind == "no_finish" else finish)]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -46,6 +46,8 @@ MAX_QUOTE = 80
 MAX_LAST_QUOTE = 500
 MAX_QUOTED_TURNS = 6
 CHUNK_CHARACTERS = 40
+TITLE_INSTRUCTION = "Write a title"
+TITLE_WORDS = 6
 
 
 class InvalidRequestError(Exception):
@@ -54,10 +56,11 @@ class InvalidRequestError(Exception):
 
 @dataclass(frozen=True)
 class Conversation:
-    """What arrived: (role, text) of each turn, and the system instruction."""
+    """What arrived: (role, text) of each turn, the system instruction, and how many tokens the reply may have."""
 
     turns: tuple[tuple[str, str], ...]
     system_instruction: str | None
+    max_output_tokens: int | None = None
 
     @property
     def last_user_text(self) -> str:
@@ -92,7 +95,17 @@ def read_conversation(body: Any) -> Conversation:
     if turns[0][0] != "user":
         raise InvalidRequestError("Please ensure that multiturn requests begin with a user turn.")
     system = body.get("systemInstruction", body.get("system_instruction"))
-    return Conversation(tuple(turns), _text_in(system) if system is not None else None)
+    return Conversation(tuple(turns), _text_in(system) if system is not None else None, _max_output_tokens(body))
+
+
+def _max_output_tokens(body: dict[str, Any]) -> int | None:
+    settings = body.get("generationConfig", body.get("generation_config", {}))
+    if not isinstance(settings, dict):
+        raise InvalidRequestError("Invalid value at 'generation_config'.")
+    most = settings.get("maxOutputTokens", settings.get("max_output_tokens"))
+    if most is not None and (not isinstance(most, int) or most < 1):
+        raise InvalidRequestError("* GenerateContentRequest.generation_config.max_output_tokens: must be positive.\n")
+    return most
 
 
 def _text_in(content: Any) -> str | None:
@@ -105,8 +118,26 @@ def _text_in(content: Any) -> str | None:
     return "".join(text for part in parts if isinstance(text := part.get("text", ""), str))
 
 
-def reply_text(model: str, conversation: Conversation) -> str:
-    """Compose a reply that says where it comes from and what arrived."""
+def reply_text(model: str, conversation: Conversation, words: int = 0) -> tuple[str, str]:
+    """Compose a reply of so many words, and its finish: MAX_TOKENS where it had to be cut.
+
+    A title where one is asked for, else a text that says where it comes from and what arrived.
+    """
+    if (conversation.system_instruction or "").startswith(TITLE_INSTRUCTION):
+        text = " ".join(conversation.last_user_text.partition("\n")[0].split()[:TITLE_WORDS])
+    else:
+        text = _report(model, conversation)
+    if words:
+        given = text.split()
+        text = " ".join((given + [f"word-{number}" for number in range(len(given) + 1, words + 1)])[:words])
+    most = conversation.max_output_tokens
+    if most is not None and token_count(text) > most:
+        # As many characters as count for that many tokens.
+        return text[: most * 4 - 1], "MAX_TOKENS"
+    return text, "STOP"
+
+
+def _report(model: str, conversation: Conversation) -> str:
     turns = list(conversation.turns)
     last = max((index for index, (role, _) in enumerate(turns) if role == "user"), default=0)
     earlier = turns[:last]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -96,6 +97,7 @@ class Runner:
         _check_port(host, port)
         if not self._postgres:
             _check_database(self.environ["DATABASE_URL"])
+        self._prepare_metrics()
         self._start_services()
         self._write_services_file(services)
         self._migrate()
@@ -118,6 +120,13 @@ class Runner:
             services["GEMINI_API_ENDPOINT"] = f"http://127.0.0.1:{self._gemini_port}"
             services["STAND_INS"] = "Gemini"  # So that the service itself can say so.
         return services
+
+    def _prepare_metrics(self) -> None:
+        """Give all processes of this run one folder for their figures, and begin at zero."""
+        folder = self.data_dir / "metrics"
+        if self.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(folder)) == str(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
 
     def _start_services(self) -> None:
         """Start PostgreSQL, Valkey and the stand-ins, in this order for the sake of the order of their end."""

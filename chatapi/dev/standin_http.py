@@ -77,6 +77,9 @@ class StandinHandler(BaseHTTPRequestHandler):
     wbufsize = -1
     """Head and body leave in one packet; whatever must leave earlier is flushed."""
 
+    is_left = False
+    """Whether the client closed the connection while an answer to it was under way."""
+
     def url_path(self) -> str:
         return unquote(urlsplit(self.path).path)
 
@@ -122,7 +125,7 @@ class StandinHandler(BaseHTTPRequestHandler):
             if not poll.poll(left * 1000):
                 continue
             if self._is_closed():
-                self.close_connection = True
+                self.close_connection = self.is_left = True
                 return True
             # The next request is here already. It has to wait, and the socket has nothing more to tell.
             time.sleep(min(left, 0.05))

@@ -30,8 +30,8 @@ def system_children(environ: Mapping[str, str], port: int | None = None, log_dir
         command = [sys.executable, "-m", *words]
         return Child(name, command, env={**environ, **names}, stop_timeout=stop_timeout, log=log)
 
-    def consumer(name: str, module: str, queue: str, processes: str, threads: str) -> Child:
-        pool = ["--processes", processes, "--threads", threads, "--queues", queue]
+    def consumer(name: str, module: str, queues: list[str], processes: str, threads: str) -> Child:
+        pool = ["--processes", processes, "--threads", threads, "--queues", *queues]
         return child(
             name,
             "dramatiq",
@@ -48,8 +48,8 @@ def system_children(environ: Mapping[str, str], port: int | None = None, log_dir
     return [
         # Twice gunicorn's own grace: it decides before we do.
         child("web", "gunicorn", "wsgi:app", stop_timeout=20.0),
-        consumer("worker", "chatapi.worker", "replies", processes, threads),
-        consumer("chores", "chatapi.chores", "chores", "1", "4"),
+        consumer("worker", "chatapi.worker", ["replies", "titles"], processes, threads),
+        consumer("chores", "chatapi.chores", ["chores"], "1", "4"),
         child("sweeper", "flask", "sweeper"),
     ]
 

@@ -1,4 +1,4 @@
-"""The Dramatiq actor that answers prompts."""
+"""The Dramatiq actors that answer prompts and title rooms."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from flask import Flask
 
 from chatapi.broker import QueueBroker, declare_actor
 from chatapi.chatrooms.prompts import GENERATE_REPLY, REPLIES_QUEUE
-from chatapi.replies.gemini.generativeai import GenerativeAIClient
-from chatapi.replies.generate import generate_reply
+from chatapi.replies.gemini.factory import make_client
+from chatapi.replies.generate import ReplyMaker
 from chatapi.replies.leases import LeaseKeeper
+from chatapi.replies.publisher import Publisher
+from chatapi.replies.titles import TITLE_ROOM, TITLES_QUEUE, title_room
 
 
 def declare_actors(app: Flask, broker: QueueBroker) -> None:
-    """Tell `broker` how replies are made. Only the worker does: this imports the Gemini SDK."""
-    client = GenerativeAIClient(
-        api_key=app.config["GEMINI_API_KEY"],
-        endpoint=app.config["GEMINI_API_ENDPOINT"],
-        timeout_seconds=app.config["GEMINI_TIMEOUT_SECONDS"],
-        pool_size=app.config["WORKER_THREADS"],
-    )
+    """Tell `broker` how replies and titles are made. Only the worker does: this imports the Gemini SDK."""
+    client = make_client(app.config)
     keeper = LeaseKeeper(app, most_seconds=app.config["REPLY_ATTEMPT_SECONDS"])
+    maker = ReplyMaker(client, keeper, Publisher(app))
 
-    def answer(message_id: UUID) -> None:
-        generate_reply(message_id, client, keeper)
+    def title(room_id: UUID) -> None:
+        title_room(room_id, client)
 
-    declare_actor(broker, GENERATE_REPLY, REPLIES_QUEUE, answer)
+    declare_actor(broker, GENERATE_REPLY, REPLIES_QUEUE, maker.generate_reply)
+    declare_actor(broker, TITLE_ROOM, TITLES_QUEUE, title)

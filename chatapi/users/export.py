@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,6 @@ from sqlalchemy import select
 from chatapi.auth import audit
 from chatapi.auth.models import AuthLimit, OtpCode, Session, User
 from chatapi.chatrooms.models import Chatroom, Message
-from chatapi.errors import RateLimitedError, ServiceUnavailableError
 from chatapi.extensions import Base, db, in_transaction
 from chatapi.keys import hash_number
 from chatapi.quota import DailyUsage
@@ -22,45 +20,9 @@ from chatapi.schemas import rfc3339
 
 ROOMS_AT_ONCE = 50
 MESSAGES_AT_ONCE = 200
-PIECE_CHARACTERS = 64 * 1024
-
-RETRY_AFTER_SECONDS = 10
 
 
-class ExportSlots:
-    """How many exports a process writes at once, each of which holds a thread for as long as its client reads."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._users: set[UUID] = set()
-        self._lock = threading.Lock()
-
-    def take(self, user_id: UUID) -> None:
-        """Take a slot for a user.
-
-        Raises `RateLimitedError` if the user has one, and `ServiceUnavailableError` if there is none left.
-        """
-        with self._lock:
-            if user_id in self._users:
-                raise RateLimitedError("An export is being written already", retry_after=RETRY_AFTER_SECONDS)
-            if len(self._users) >= self._most:
-                raise ServiceUnavailableError(retry_after=RETRY_AFTER_SECONDS)
-            self._users.add(user_id)
-
-    def give_back(self, user_id: UUID) -> None:
-        """Give a user's slot back."""
-        with self._lock:
-            self._users.discard(user_id)
-
-
-def stream_export(account: dict[str, Any], user: User) -> Iterator[str]:
-    """Yield the document in pieces of no more than `PIECE_CHARACTERS`."""
-    for part in _parts(account, user):
-        for start in range(0, len(part), PIECE_CHARACTERS):
-            yield part[start : start + PIECE_CHARACTERS]
-
-
-def _parts(account: dict[str, Any], user: User) -> Iterator[str]:
+def write_account(account: dict[str, Any], user: User) -> Iterator[str]:
     """Yield the document as it is read: `account` as the API shows it, and all that hangs on `user`.
 
     Each part is read in a short transaction of its own: no connection is held while a slow client reads. So it is
@@ -103,7 +65,7 @@ def _belongings(user: User) -> dict[str, Any]:
     }
 
 
-_HIDDEN = {"user_id", "room_id"}
+_HIDDEN = {"user_id", "room_id", "text_token"}
 """What says only how we store it."""
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Response, current_app, stream_with_context
-from flask.sansio.blueprints import BlueprintSetupState
+from flask import Response
 
 from chatapi.auth.routes import user_fields
 from chatapi.auth.tokens import current_user
+from chatapi.exports import send_export
 from chatapi.extensions import in_transaction
 from chatapi.parsing import ApiBlueprint
-from chatapi.security import limit_send_time
 from chatapi.users import service
 from chatapi.users.erase import erase_account
-from chatapi.users.export import ExportSlots, stream_export
+from chatapi.users.export import write_account
 from chatapi.users.schemas import (
     ExportSchema,
     ProfileAnswerSchema,
@@ -24,12 +23,6 @@ from chatapi.users.schemas import (
 )
 
 blueprint = ApiBlueprint("users", __name__, url_prefix="/user", description="The caller's own account")
-
-
-@blueprint.record_once
-def _init_slots(state: BlueprintSetupState) -> None:
-    """Let exports have a quarter of a process's threads, and leave the rest to everybody else."""
-    state.app.extensions["export_slots"] = ExportSlots(max(1, state.app.config["WEB_THREADS"] // 4))
 
 
 @blueprint.get("/me")
@@ -70,18 +63,9 @@ def export_me() -> Response:
     One JSON document, streamed; one at a time.
     """
     user_id = current_user().id
-    slots: ExportSlots = current_app.extensions["export_slots"]
     profile = in_transaction(lambda: service.read_profile(user_id))
     account = ProfileSchema().dump(_profile_fields(profile))
-    slots.take(user_id)
-    response = Response(
-        stream_with_context(stream_export(account, profile.user)),
-        mimetype="application/json",
-        headers={"Content-Disposition": 'attachment; filename="account.json"'},
-    )
-    response.call_on_close(lambda: slots.give_back(user_id))
-    limit_send_time(response)
-    return response
+    return send_export(user_id, write_account(account, profile.user), "application/json", "account.json")
 
 
 def _profile_fields(profile: service.Profile) -> dict[str, Any]:

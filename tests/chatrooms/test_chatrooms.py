@@ -146,7 +146,6 @@ def test_list_pages_through_all_rooms_once_when_followed(account: Account) -> No
         "cursor=AAAA",
         "cursor=é",
         "page=2",
-        "q=x",
     ],
 )
 def test_list_is_refused_when_the_query_makes_no_sense(account: Account, query: str) -> None:

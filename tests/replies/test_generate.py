@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from chatapi.dev.gemini_standin import Fault, GeminiStandin
-from chatapi.replies.generate import backoff_seconds, storable
+from chatapi.replies.generate import backoff_seconds
+from chatapi.replies.storable import storable
 from tests.support import Account
 
 
@@ -156,7 +157,7 @@ def test_retry_waits_as_long_as_the_upstream_asks(
         "FROM reply_jobs WHERE message_id = :id",
         id=reply_id,
     )
-    assert 30 < row.wait <= 37.5
+    assert 30 < row.wait <= 37.5 * 1.25
     assert (row.attempts, row.lease_token, row.rings) == (1, None, True)
     assert len(gemini.requests) == 1
 
@@ -166,7 +167,13 @@ def test_backoff_grows_with_jitter_and_is_bounded() -> None:
 
     for attempt, whole in ((1, 1), (2, 2), (3, 4), (10, 60)):
         assert whole / 2 <= min(samples[attempt]) < max(samples[attempt]) <= whole
-    assert backoff_seconds(1, 500.0) == 500.0
+
+
+def test_retry_is_never_sooner_than_the_upstream_asks_and_not_all_at_once() -> None:
+    samples = [backoff_seconds(1, 500.0) for _ in range(200)]
+
+    assert 500 <= min(samples) < max(samples) <= 625
+    assert len(set(samples)) > 100
 
 
 def test_prompt_is_given_back_to_the_day_it_was_taken_from(

@@ -10,10 +10,12 @@ from uuid import UUID
 import pytest
 from flask import Flask
 
+from chatapi.chatrooms.endings import Ending
 from chatapi.dev.gemini_standin import Fault, GeminiStandin
 from chatapi.extensions import db, in_transaction
 from chatapi.replies import generate, jobs
 from chatapi.replies.gemini.base import Answer, Prompt
+from chatapi.replies.gemini.calls import UpstreamCall
 from tests.support import Account, race
 
 
@@ -23,8 +25,9 @@ class Meanwhile:
     def __init__(self, happens: Callable[[], Any]) -> None:
         self._happens = happens
 
-    def generate(self, prompt: Prompt) -> Answer:
+    def stream(self, prompt: Prompt, _call: UpstreamCall, on_text: Callable[[str], None]) -> Answer:
         self._happens()
+        on_text("late")
         return Answer("late", prompt.model, None, None)
 
 
@@ -74,9 +77,9 @@ def test_late_answer_is_refused_when_another_worker_took_the_lease_over(
     assert account.daily_usage() == 1
 
 
-@pytest.mark.parametrize("ending", [generate._completed(Answer("late", "m", 1, 1)), generate._failed("timed_out")])
+@pytest.mark.parametrize("ending", [Ending("completed", content="late", text_token=1), generate.failed("timed_out")])
 def test_late_ending_is_refused_while_another_worker_holds_the_lease(
-    app: Flask, account: Account, sql: Callable[..., Any], ending: jobs.Ending
+    app: Flask, account: Account, sql: Callable[..., Any], ending: Ending
 ) -> None:
     room_id = account.open_room()
     reply_id = account.prompt(room_id, "hello")
@@ -88,7 +91,7 @@ def test_late_ending_is_refused_while_another_worker_holds_the_lease(
         assert holder is not None
 
         generate._end(stale, ending)
-        assert not in_transaction(lambda: jobs.schedule_retry(stale, 0))
+        assert not in_transaction(lambda: jobs.schedule_retry(stale, 0, "late"))
         assert in_transaction(lambda: jobs.renew_leases([stale])) == 0
 
     assert account.read(room_id, reply_id)["status"] == "processing"
@@ -108,8 +111,8 @@ def test_late_failure_gives_nothing_back_when_another_worker_answered(
     attempt(reply_id)
 
     with app.app_context():
-        generate._end(stale, generate._failed("upstream_unavailable"))
-        assert not in_transaction(lambda: jobs.schedule_retry(stale, 0))
+        generate._end(stale, generate.failed("upstream_unavailable"))
+        assert not in_transaction(lambda: jobs.schedule_retry(stale, 0, "late"))
 
     assert account.read(room_id, reply_id)["status"] == "completed"
     assert account.daily_usage() == 1
@@ -128,7 +131,7 @@ def test_prompt_is_given_back_once_when_twenty_workers_end_it_at_once(
 
     def end(_index: int) -> None:
         with app.app_context():
-            generate._end(lease, generate._failed("upstream_unavailable"))
+            generate._end(lease, generate.failed("upstream_unavailable"))
 
     race(20, end)
 

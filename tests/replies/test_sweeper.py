@@ -11,9 +11,11 @@ import redis
 from flask import Flask
 from sqlalchemy import text
 
+from chatapi.chatrooms.endings import Ending, conclude
+from chatapi.chatrooms.live import Piece, live_replies
 from chatapi.extensions import db, in_transaction
 from chatapi.replies import jobs
-from chatapi.replies.sweeper import clean, sweep
+from chatapi.replies.sweeper import clean, end_overdue, sweep
 from tests.support import Account, Services, race
 
 pytestmark = pytest.mark.usefixtures("nothing_due")
@@ -167,3 +169,139 @@ def test_cleaning_goes_on_until_all_is_gone_and_passes_over_what_is_locked(
 
     clean()
     assert execute("SELECT FROM auth_limits") == []
+
+
+AGE = "UPDATE reply_jobs SET created_at = now() - interval '3601 s' WHERE message_id = :id"
+WISH = "UPDATE reply_jobs SET stop_requested_at = now() - make_interval(secs => :seconds) WHERE message_id = :id"
+FREE = "UPDATE reply_jobs SET lease_expires_at = now() WHERE message_id = :id"
+
+
+def ending_of(reply_id: str) -> tuple[str, str | None, str]:
+    return tuple(execute("SELECT status, error, content FROM messages WHERE id = :id", id=reply_id)[0])
+
+
+def test_reply_that_grew_too_old_fails_and_is_given_back_though_nobody_began_it(account: Account) -> None:
+    room_id = account.open_room()
+    old, fresh = account.prompt(room_id, "old"), account.prompt(room_id, "fresh")
+    execute(AGE, id=old)
+
+    assert end_overdue() == 1
+
+    assert ending_of(old) == ("failed", "timed_out", "")
+    assert ending_of(fresh) == ("pending", None, "")
+    assert account.daily_usage() == 1
+    assert execute("SELECT message_id FROM reply_jobs") == [(UUID(fresh),)]
+    assert end_overdue() == 0
+
+
+def test_reply_that_waits_behind_others_for_too_long_fails_too(account: Account) -> None:
+    room_id = account.open_room()
+    first, second = account.prompt(room_id, "one"), account.prompt(room_id, "two")
+    assert in_transaction(lambda: jobs.take_lease(UUID(first))) is not None
+    execute(AGE, id=first)
+    execute(AGE, id=second)
+
+    assert end_overdue() == 1
+
+    assert ending_of(second) == ("failed", "timed_out", "")
+    assert ending_of(first) == ("processing", None, "")
+    assert account.daily_usage() == 1
+
+
+def test_held_reply_is_left_to_its_holder_and_ended_when_the_lease_is_over(account: Account) -> None:
+    reply_id = account.prompt(account.open_room(), "hello")
+    lease = in_transaction(lambda: jobs.take_lease(UUID(reply_id)))
+    assert lease is not None
+    execute(AGE, id=reply_id)
+    execute(WISH, id=reply_id, seconds=3600)
+    assert end_overdue() == 0
+    assert account.daily_usage() == 1
+    execute(WISH.replace("now() - make_interval(secs => :seconds)", "NULL"), id=reply_id)
+    execute(FREE, id=reply_id)
+
+    assert end_overdue() == 1
+
+    assert ending_of(reply_id) == ("failed", "timed_out", "")
+    assert not conclude(lease, Ending("completed", content="late", text_token=lease.token))
+    assert account.daily_usage() == 0
+
+
+def test_age_is_the_operators(make_app: Callable[..., Flask], account: Account) -> None:
+    account.prompt(account.open_room(), "hello")
+    execute("UPDATE reply_jobs SET created_at = now() - interval '100 s'")
+
+    assert end_overdue() == 0
+    with make_app(REPLY_MAX_AGE_SECONDS="99").app_context():
+        assert end_overdue() == 1
+
+
+def test_reply_whose_stopper_died_is_stopped_with_what_was_streamed(account: Account) -> None:
+    reply_id = account.prompt(account.open_room(), "hello")
+    lease = in_transaction(lambda: jobs.take_lease(UUID(reply_id)))
+    assert lease is not None
+    begin = Piece(lease.message_id, lease.token, 0, "", is_first=True)
+    live_replies().append([begin, Piece(lease.message_id, lease.token, 0, "So far", is_first=False)])
+    execute(WISH, id=reply_id, seconds=5)
+    execute(FREE, id=reply_id)
+    assert end_overdue() == 0  # Whoever stops it may still be at it.
+    execute(WISH, id=reply_id, seconds=11)
+
+    assert end_overdue() == 1
+
+    assert ending_of(reply_id) == ("stopped", None, "So far")
+    assert account.daily_usage() == 1
+
+
+def test_reply_that_nobody_began_and_whose_stopper_died_is_given_back(account: Account) -> None:
+    reply_id = account.prompt(account.open_room(), "hello")
+    execute(WISH, id=reply_id, seconds=11)
+
+    assert end_overdue() == 1
+
+    assert ending_of(reply_id) == ("stopped", None, "")
+    assert account.daily_usage() == 0
+
+
+def test_next_of_the_room_is_rung_for_when_one_grew_too_old(services: Services, account: Account) -> None:
+    room_id = account.open_room()
+    old, second = account.prompt(room_id, "old"), account.prompt(room_id, "next")
+    execute(AGE, id=old)
+    with redis.Redis.from_url(services.environ["REDIS_URL"]) as queue:
+        queue.delete("{dramatiq}:replies", "{dramatiq}:replies.msgs")
+
+        end_overdue()
+
+        (message,) = queue.hvals("{dramatiq}:replies.msgs")
+    assert second.encode() in message
+
+
+def test_each_overdue_reply_is_ended_and_given_back_once_when_three_sweepers_race(
+    app: Flask, make_app: Callable[..., Flask], sign_in: Callable[..., Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatapi.replies.sweeper.BATCH", 4)
+    account = sign_in(via=make_app(BASIC_DAILY_PROMPTS="100").test_client())
+    kept = account.prompt(account.open_room(), "kept")
+    replies = [account.prompt(account.open_room(), "hello") for _ in range(30)]
+    execute("UPDATE reply_jobs SET created_at = now() - interval '3601 s' WHERE message_id <> :id", id=UUID(kept))
+
+    def end(_index: int) -> int:
+        with app.app_context():
+            return end_overdue()
+
+    assert sum(race(3, end)) == 30
+
+    assert {ending_of(reply_id) for reply_id in replies} == {("failed", "timed_out", "")}
+    assert account.daily_usage() == 1
+
+
+def test_overdue_replies_are_ended_without_redis(make_app: Callable[..., Flask], account: Account) -> None:
+    room_id = account.open_room()
+    old, stopped = account.prompt(room_id, "old"), account.prompt(room_id, "stopped")
+    execute(AGE, id=old)
+    execute(WISH, id=stopped, seconds=11)
+
+    with make_app(REDIS_URL="redis://127.0.0.1:1/0").app_context():
+        assert end_overdue() == 2
+
+    assert (ending_of(old)[0], ending_of(stopped)[0]) == ("failed", "stopped")
+    assert account.daily_usage() == 0

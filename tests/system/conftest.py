@@ -1,4 +1,4 @@
-"""The running system, one for each test module."""
+"""The running system. There is one; a module that names `SETTINGS` gets it started anew with these."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from chatapi.dev.system import health
-from tests.support import Account, wait_for
+from tests.support import Account
 from tests.system.support import System
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def _running_system() -> Iterator[System]:
     system = System()
     yield system
@@ -19,16 +18,11 @@ def _running_system() -> Iterator[System]:
 
 
 @pytest.fixture
-def system(_running_system: System) -> System:
+def system(_running_system: System, request: pytest.FixtureRequest) -> System:
     """The system, whole again after what the last test did to it, and the stand-in well-behaved."""
-    system = _running_system
-    system.services.gemini.clear()
-    system.services.gemini.forget_requests()
-    for child in (system.services.postgres_process, system.services.valkey_process, *system.children.values()):
-        if not child.is_running():
-            child.restart()
-    wait_for(lambda: (health(system.port) or {}).get("status") == "ok")
-    return system
+    _running_system.use(getattr(request.module, "SETTINGS", {}))
+    _running_system.mend()
+    return _running_system
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from chatapi.app import create_app
 from chatapi.auth.sessions import hash_token
+from chatapi.exports import PIECE_CHARACTERS, in_pieces
 from chatapi.extensions import db, in_transaction
 from chatapi.keys import hash_number
 from chatapi.users import export
@@ -125,7 +126,7 @@ def test_export_is_written_piece_by_piece_and_holds_no_connection_between(
     with app.app_context():
         user = in_transaction(lambda: read_profile(UUID(account.id))).user
         pieces = []
-        for piece in export.stream_export({}, user):
+        for piece in export.write_account({}, user):
             pieces.append(piece)
             assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
@@ -181,7 +182,7 @@ def test_piece_of_an_export_is_never_large(account: Account, app: Flask) -> None
         account.open_room(description="y" * 1000)
     with app.app_context():
         user = in_transaction(lambda: read_profile(UUID(account.id))).user
-        pieces = list(export.stream_export({"note": "z" * 200_000}, user))
+        pieces = list(in_pieces(export.write_account({"note": "z" * 200_000}, user)))
 
-    assert max(map(len, pieces)) == export.PIECE_CHARACTERS
+    assert max(map(len, pieces)) == PIECE_CHARACTERS
     assert json.loads("".join(pieces))["user"]["note"] == "z" * 200_000

@@ -1,137 +1,110 @@
-"""The HTTP edge below the SDK: a whole answer by a deadline, or one of requests' own exceptions."""
+"""The HTTP edge below both SDKs: requests, with answers handed on as they arrive and refusals read here."""
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import threading
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+import codecs
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ReadTimeoutError
 
-_calls = threading.local()
-"""`_calls.current` is the call this thread makes, for the connection it will be made on."""
+from chatapi.replies.gemini.calls import current_call
+from chatapi.replies.gemini.connections import watch_pools
+from chatapi.replies.gemini.outcomes import refusal_of
 
-_lock = threading.Lock()
-"""Guards which call a connection belongs to: a late timer must not cut the next call on the same connection."""
+PIECE_BYTES = 65_536
+TAIL_CHARACTERS = 16_384
 
-
-class _Call:
-    """One request in flight, whose socket is shut when `seconds` have passed."""
-
-    def __init__(self, seconds: float) -> None:
-        self.is_expired = False
-        self._connection: _WatchedConnection | None = None
-        self._socket: socket.socket | None = None
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-
-    def __enter__(self) -> Self:
-        _calls.current = self
-        self._timer.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        _calls.current = None
-        self._timer.cancel()
-        with _lock:
-            self._connection = self._socket = None
-
-    def watch(self, connection: _WatchedConnection) -> None:
-        """Take `connection` for this call's, now that its request was sent."""
-        with _lock:
-            if self.is_expired:
-                raise TimeoutError
-            connection.call = self
-            # Kept apart: http.client forgets the socket of an answer that ends with the connection.
-            self._connection, self._socket = connection, connection.sock
-
-    def _expire(self) -> None:
-        with _lock:
-            self.is_expired = True
-            if self._socket is not None and self._connection is not None and self._connection.call is self:
-                with contextlib.suppress(OSError):
-                    # Not SSLSocket's own shutdown, which takes the TLS state away under the reading thread.
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+ERROR_ELEMENT = re.compile(r'\{\s*"error"\s*:')
+"""An error among the elements of a stream; within a reply's text the quotes would be escaped."""
 
 
-class _WatchedConnection(HTTPConnection):
-    call: _Call | None = None
+class PiecewiseResponse(requests.Response):
+    """An answer whose body comes in the pieces in which it arrives."""
 
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # As urllib3 itself has it.
-        _calls.current.watch(self)
-        return super().getresponse()
+    def __init__(self, response: requests.Response) -> None:
+        super().__init__()
+        self.__dict__.update(response.__dict__)
+        self._tail = ""
+
+    def iter_content(self, chunk_size: int | None = 1, decode_unicode: bool = False) -> Iterator[Any]:
+        """Yield the body; decoded, as google.api_core reads streams, whole characters and never an empty piece.
+
+        It asks for one byte at a time, which requests would obey: that costs a core for a few dozen replies.
+        """
+        return self._texts() if decode_unicode else super().iter_content(chunk_size)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body's bytes as they arrive, until it ends and the connection has gone back to its pool."""
+        while piece := self.raw.read1(PIECE_BYTES, decode_content=True):
+            yield piece
+
+    def error_element(self) -> Any:
+        """Return the last error among a stream's elements, which google.api_core passes over; None without one."""
+        starts = [match.start() for match in ERROR_ELEMENT.finditer(self._tail)]
+        try:
+            return json.JSONDecoder().raw_decode(self._tail, starts[-1])[0] if starts else None
+        except (ValueError, RecursionError):
+            return None
+
+    def _texts(self) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        # google.api_core looks at the first character of whatever comes before and after the array, and stumbles over
+        # blanks there. They wait until something follows.
+        blanks: str | None = None
+        for piece in self.pieces():
+            text = (blanks or "") + decoder.decode(piece)
+            if not text.strip():
+                blanks = None if blanks is None else text
+                continue
+            text, blanks = (text.lstrip() if blanks is None else text), ""
+            self._tail = (self._tail + text)[-TAIL_CHARACTERS:]
+            yield text
+        decoder.decode(b"", final=True)
 
 
-class _WatchedTLSConnection(_WatchedConnection, HTTPSConnection):
-    pass
+class UpstreamAdapter(HTTPAdapter):
+    """Sends a request as part of this thread's `UpstreamCall`, and raises what a status from 300 on means.
 
-
-class _WatchedHTTPPool(HTTPConnectionPool):
-    ConnectionCls = _WatchedConnection
-
-
-class _WatchedHTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _WatchedTLSConnection
-
-
-class WholeAnswerAdapter(HTTPAdapter):
-    """Reads the whole body before it returns; `timeout` bounds the call, not each read as requests has it.
-
-    An upstream that sends a byte now and then would keep a thread for ever under requests' own timeout. Any status from
-    300 on raises `HTTPError` here: google.api_core's reading of an error ends in AttributeError when the body is JSON
-    of another shape, as proxies send, and google.auth sends a request that got 401 three times.
+    Here and not in the SDKs: google.api_core's reading of an error ends in AttributeError when the body is JSON of
+    another shape, as proxies send, and google.auth sends a request that got 401 three times.
     """
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        _watch_pools(self.poolmanager)
+        watch_pools(self.poolmanager)
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(*args, **kwargs)
-        _watch_pools(manager)
+        watch_pools(manager)
         return manager
+
+    def close(self) -> None:
+        # requests leaves a pool's connections to whenever the last answer that came by it is collected.
+        for key in self.poolmanager.pools.keys():  # noqa: SIM118 - it has no iterator.
+            self.poolmanager.pools[key].close()
+        super().close()
+
+    def build_response(self, req: requests.PreparedRequest, resp: urllib3.BaseHTTPResponse) -> PiecewiseResponse:
+        return PiecewiseResponse(super().build_response(req, resp))
 
     def send(
         self,
         request: requests.PreparedRequest,
-        stream: bool = False,  # noqa: ARG002 - the SDK's wish; the body is read here in any case.
-        timeout: float | tuple[float | None, float | None] | None = None,
+        stream: bool = False,  # noqa: ARG002 - the body is read by whoever wants it.
+        timeout: Any = None,
         verify: bool | str = True,
         cert: bytes | str | tuple[bytes | str, bytes | str] | None = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send `request` and return its answer, read to the end within `timeout` seconds."""
-        if not isinstance(timeout, int | float):
-            raise TypeError("A call to Gemini needs its timeout in seconds")
-        with _Call(timeout) as call:
-            try:
-                response = super().send(request, True, timeout, verify, cert, proxies)
-                # requests keeps what was read: this is where the body comes in.
-                is_error = bool(response.content is not None and response.status_code >= 300)
-            except requests.exceptions.RequestException as error:
-                if call.is_expired or _is_read_timeout(error):
-                    raise requests.exceptions.ReadTimeout(request=request) from error
-                raise
-        if call.is_expired:
-            # A body whose length nobody announced looks complete when its connection was shut.
-            response.close()
-            raise requests.exceptions.ReadTimeout(request=request)
-        if is_error:
-            raise requests.exceptions.HTTPError(request=request, response=response)
+        """Send `request`; `timeout` bounds each read in seconds, the call as a whole has its own."""
+        response = super().send(request, True, timeout, verify, cert, proxies)
+        # A connection whose answer was not read to its end is closed then, and not kept.
+        current_call().at_exit(response.close)
+        if response.status_code >= 300:
+            raise refusal_of(response.status_code, response.content or b"")
         return response
-
-
-def _watch_pools(manager: PoolManager) -> None:
-    manager.pool_classes_by_scheme = {"http": _WatchedHTTPPool, "https": _WatchedHTTPSPool}
-
-
-def _is_read_timeout(error: requests.exceptions.RequestException) -> bool:
-    """Say if `error` is a read that took too long: within a body, requests calls it a ConnectionError."""
-    return bool(error.args) and isinstance(error.args[0], ReadTimeoutError)

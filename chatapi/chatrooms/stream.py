@@ -1,0 +1,140 @@
+"""Following a reply, and waiting for one: both hold a thread and, while they wait, nothing of the database."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+
+from chatapi import metrics
+from chatapi.admission import is_client_gone, rejoin, waiting_room
+from chatapi.auth.models import Session, User
+from chatapi.breaker import CircuitOpenError
+from chatapi.chatrooms.follower import Follower
+from chatapi.chatrooms.live import BEGINNING, MOST_WAIT_SECONDS, LiveReplies, live_replies
+from chatapi.chatrooms.models import Message
+from chatapi.chatrooms.prompts import NotAReplyError, TooBusyError
+from chatapi.extensions import db
+
+CHECK_EVERY_SECONDS = 10.0
+"""How often PostgreSQL is asked even though nothing points to an end: the announcement may be lost with Redis, the
+caller's session may have ended."""
+PATIENCE_WITHOUT_REDIS_SECONDS = 1.0
+RECONNECT_MILLISECONDS = 1000
+RETRY_AFTER_SECONDS = 5
+
+PING = ": ping\n\n"
+
+DETAILS = {
+    "upstream_unavailable": "The model could not be reached",
+    "upstream_rejected": "The model refused the request",
+    "timed_out": "The model did not answer in time",
+    "safety_blocked": "The model blocked this for safety",
+    "context_too_long": "The prompt does not fit the model",
+    "internal_error": "Something went wrong on our side",
+}
+"""What a failed reply's `error` means, for people."""
+
+
+def stream_reply(
+    reply: Message, session_id: UUID, last_event_id: str | None, show: Callable[[Message], dict[str, Any]]
+) -> tuple[Iterator[str], Callable[[], None]]:
+    """Return the events of a reply, and what must be called when the stream is over.
+
+    Raises `NotAReplyError` for a prompt, and `TooBusyError` when too many wait already.
+    """
+    if reply.message_type != "ai":
+        raise NotAReplyError
+    follower = Follower(last_event_id)
+    if reply.is_final:
+        return _ending(follower, reply, show), lambda: None
+    room = waiting_room()
+    if not room.enter():
+        raise TooBusyError(retry_after=RETRY_AFTER_SECONDS)
+    metrics.stream_opened()
+
+    def leave() -> None:
+        room.leave()
+        metrics.stream_closed()
+
+    return _follow(follower, reply.id, session_id, show), leave
+
+
+def wait_for_reply(reply_id: UUID, seconds: int) -> Message | None:
+    """Wait for the end of a reply; return it if it came in time, else None, also when there is no room to wait."""
+    room = waiting_room()
+    db.session.remove()
+    if not room.enter():
+        return None
+    try:
+        is_told = _await_end(live_replies(), reply_id, time.monotonic() + seconds)
+    finally:
+        room.leave()
+        rejoin()
+    # Once more at the end of a wait without word: it may be Redis that is silent.
+    reply = db.session.get(Message, reply_id) if is_told or not room.is_closing else None
+    return reply if reply is not None and reply.is_final else None
+
+
+def _await_end(live: LiveReplies, reply_id: UUID, deadline: float) -> bool:
+    while (left := deadline - time.monotonic()) > 0 and not waiting_room().is_closing and not is_client_gone():
+        try:
+            if live.wait_for_end(reply_id, left):
+                return True
+        except CircuitOpenError:
+            time.sleep(min(left, PATIENCE_WITHOUT_REDIS_SECONDS))
+    return False
+
+
+def _follow(
+    follower: Follower, reply_id: UUID, session_id: UUID, show: Callable[[Message], dict[str, Any]]
+) -> Iterator[str]:
+    live, room = live_replies(), waiting_room()
+    db.session.remove()
+    position, checked_at = BEGINNING, time.monotonic()
+    yield f"retry: {RECONNECT_MILLISECONDS}\n\n"
+    while not room.is_closing and not is_client_gone():
+        try:
+            written = live.read(reply_id, position, MOST_WAIT_SECONDS)
+        except CircuitOpenError:
+            time.sleep(PATIENCE_WITHOUT_REDIS_SECONDS)
+            written = []
+        for entry in written:
+            position = entry.position
+            if not entry.is_end:
+                follower.take(entry)
+        if events := "".join(event.encode() for event in follower.events()):
+            yield events
+        elif not written:
+            yield PING
+        is_told = any(entry.is_end for entry in written)
+        if is_told or time.monotonic() - checked_at >= CHECK_EVERY_SECONDS:
+            checked_at = time.monotonic()
+            reply = _reload(reply_id, session_id)
+            if reply is None:
+                return
+            if reply.is_final:
+                yield from _ending(follower, reply, show)
+                return
+
+
+def _ending(follower: Follower, reply: Message, show: Callable[[Message], dict[str, Any]]) -> Iterator[str]:
+    for event in follower.finish(show(reply), reply.text_token, DETAILS.get(reply.error or "")):
+        yield event.encode()
+
+
+def _reload(reply_id: UUID, session_id: UUID) -> Message | None:
+    """Read a reply anew; None if it is gone, or the session that asked for it has ended."""
+    try:
+        query = (
+            select(Message)
+            .join(Session, Session.id == session_id)
+            .join(User, User.id == Session.user_id)
+            .where(Message.id == reply_id, User.disabled_at.is_(None))
+        )
+        return db.session.scalars(query).one_or_none()
+    finally:
+        db.session.remove()
