@@ -9,8 +9,8 @@ from __future__ import annotations
 import select
 import socket
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 from flask import Flask, current_app, request
@@ -85,16 +85,22 @@ class WaitingRoom:
         return True
 
     def leave(self) -> None:
-        """Give a place back. A request that goes on working needs `rejoin` too."""
+        """Give a place back."""
         with self._lock:
             self._inside -= 1
 
-
-def rejoin() -> None:
-    """Queue up among the ordinary requests again, after a wait."""
-    permit = request.environ.get(PERMIT)
-    if permit is not None:
-        cast("Permit", permit).take()
+    @contextmanager
+    def visit(self) -> Iterator[bool]:
+        """Be among those who wait within the block, if there is a place (True), and among the ordinary ones after."""
+        is_inside = self.enter()
+        try:
+            yield is_inside
+        finally:
+            if is_inside:
+                self.leave()
+                permit = request.environ.get(PERMIT)
+                if permit is not None:
+                    cast("Permit", permit).take()
 
 
 def init_admission(app: Flask) -> None:

@@ -17,7 +17,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from chatapi.broker import NAMESPACE
-from chatapi.chatrooms.endings import Ending, conclude
+from chatapi.chatrooms.endings import Ending, conclude, seize_lease
 from chatapi.chatrooms.prompts import REPLIES_QUEUE
 from chatapi.dev.embedded import free_port
 from chatapi.extensions import db, in_transaction
@@ -233,6 +233,18 @@ def test_jobs_retry_all_makes_all_that_wait_due(
     assert all(job_of(app, reply_id).is_due for reply_id in reply_ids[:3])
     assert job_of(app, reply_ids[3]).lease_token == token
     assert rung_for(app) == rings + 3
+
+
+def test_jobs_retry_all_leaves_alone_what_somebody_is_just_ending(
+    app: Flask, flask: Flasks, account: Account, wait_to_retry: Callable[[str], None]
+) -> None:
+    reply_id = account.prompt(account.open_room(), "hello")
+    wait_to_retry(reply_id)
+    with app.app_context():
+        assert in_transaction(lambda: seize_lease(UUID(reply_id))) is not None
+
+    assert flask("retry", "--all").stdout == "0 replies are due now.\n"
+    assert not job_of(app, reply_id).is_due
 
 
 def test_jobs_retry_leaves_a_running_reply_alone(

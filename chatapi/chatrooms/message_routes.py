@@ -15,6 +15,7 @@ from chatapi.chatrooms.models import Message
 from chatapi.chatrooms.schemas import (
     MessageAnswerSchema,
     MessageSchema,
+    NothingSchema,
     PromptHeadersSchema,
     RegeneratedSchema,
     SendHeadersSchema,
@@ -86,7 +87,7 @@ def read_message(chatroom_id: str, message_id: str) -> dict[str, Any]:
 
 @blueprint.get("/<chatroom_id>/message/<message_id>/stream")
 @blueprint.arguments(StreamHeadersSchema, location="headers")
-@blueprint.response(200, content_type="text/event-stream", description="Server-sent events")
+@blueprint.response(200, {"type": "string"}, content_type="text/event-stream", description="Server-sent events")
 @blueprint.alt_response(204, description="The stream had ended, and you had all of it", success=True)
 @blueprint.problems(404, 409, 503)
 def stream_message(position: dict[str, Any], chatroom_id: str, message_id: str) -> Response:
@@ -108,9 +109,10 @@ def stream_message(position: dict[str, Any], chatroom_id: str, message_id: str) 
 
 
 @blueprint.post("/<chatroom_id>/message/<message_id>/stop")
+@blueprint.arguments(NothingSchema, required=False)
 @blueprint.response(200, MessageAnswerSchema)
 @blueprint.problems(404, 409)
-def stop_message(chatroom_id: str, message_id: str) -> dict[str, Any]:
+def stop_message(_body: dict[str, Any], chatroom_id: str, message_id: str) -> dict[str, Any]:
     """Stop a reply
 
     The answer has its final status: `stopped` with the text so far, or as it had ended already.
@@ -119,11 +121,12 @@ def stop_message(chatroom_id: str, message_id: str) -> dict[str, Any]:
 
 
 @blueprint.post("/<chatroom_id>/message/<message_id>/regenerate")
+@blueprint.arguments(NothingSchema, required=False)
 @blueprint.arguments(SendHeadersSchema, location="headers")
 @blueprint.response(201, RegeneratedSchema, headers=ACCEPTED_HEADERS)
 @blueprint.problems(404, 409, 429, 503)
 def regenerate_message(
-    preferences: dict[str, Any], chatroom_id: str, message_id: str
+    _body: dict[str, Any], preferences: dict[str, Any], chatroom_id: str, message_id: str
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Ask for another reply to the same prompt
 

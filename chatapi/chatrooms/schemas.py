@@ -169,7 +169,7 @@ class SendHeadersSchema(ApiSchema):
     idempotency_key = fields.String(
         data_key="Idempotency-Key",
         load_default=None,
-        validate=validate.Regexp(r"[ -~]{1,255}\Z", error="Must be 1 to 255 printable ASCII characters."),
+        validate=validate.Regexp(r"^[ -~]{1,255}$", error="Must be 1 to 255 printable ASCII characters."),
         metadata={"description": "The same key with the same request is accepted once within 24 hours"},
     )
 
@@ -200,6 +200,10 @@ class SentMessageSchema(ApiSchema):
     message = fields.String(required=True)
     user_message = fields.Nested(MessageSchema, required=True)
     ai_message = fields.Nested(MessageSchema, required=True)
+
+
+class NothingSchema(ApiSchema):
+    """No member at all; there need be no body either."""
 
 
 class RegeneratedSchema(ApiSchema):

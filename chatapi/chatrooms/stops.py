@@ -13,6 +13,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Row, select, text
 
+from chatapi.admission import waiting_room
 from chatapi.breaker import CircuitOpenError
 from chatapi.chatrooms import service
 from chatapi.chatrooms.endings import Ending, Lease, conclude, seize_lease
@@ -66,14 +67,15 @@ def _await_worker(message_id: UUID) -> None:
     """Wait until the worker has ended the reply, or its time is up."""
     deadline = time.monotonic() + WORKER_SECONDS
     db.session.remove()
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            if live_replies().wait_for_end(message_id, min(left, QUICK_WAIT_SECONDS)):
-                return
-        except CircuitOpenError:
-            time.sleep(min(left, LOOK_AGAIN_SECONDS))
-            if _final(message_id) is not None:
-                return
+    with waiting_room().visit():
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                if live_replies().wait_for_end(message_id, min(left, QUICK_WAIT_SECONDS)):
+                    return
+            except CircuitOpenError:
+                time.sleep(min(left, LOOK_AGAIN_SECONDS))
+                if _final(message_id) is not None:
+                    return
 
 
 def _end_ourselves(message_id: UUID) -> Message:

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from chatapi import metrics
-from chatapi.admission import is_client_gone, rejoin, waiting_room
+from chatapi.admission import is_client_gone, waiting_room
 from chatapi.auth.models import Session, User
 from chatapi.breaker import CircuitOpenError
 from chatapi.chatrooms.follower import Follower
@@ -67,13 +67,10 @@ def wait_for_reply(reply_id: UUID, seconds: int) -> Message | None:
     """Wait for the end of a reply; return it if it came in time, else None, also when there is no room to wait."""
     room = waiting_room()
     db.session.remove()
-    if not room.enter():
-        return None
-    try:
+    with room.visit() as is_inside:
+        if not is_inside:
+            return None
         is_told = _await_end(live_replies(), reply_id, time.monotonic() + seconds)
-    finally:
-        room.leave()
-        rejoin()
     # Once more at the end of a wait without word: it may be Redis that is silent.
     reply = db.session.get(Message, reply_id) if is_told or not room.is_closing else None
     return reply if reply is not None and reply.is_final else None

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from chatapi.auth import audit
 from chatapi.auth.models import AuthLimit, OtpCode, Session, User
-from chatapi.chatrooms.models import Chatroom, Message
+from chatapi.chatrooms.models import Chatroom, IdempotencyKey, Message
 from chatapi.extensions import Base, db, in_transaction
 from chatapi.keys import hash_number
 from chatapi.quota import DailyUsage
@@ -43,7 +43,7 @@ def write_account(account: dict[str, Any], user: User) -> Iterator[str]:
 
 
 def _belongings(user: User) -> dict[str, Any]:
-    """Return what there is little of: sessions, prompts used per day, codes and limits, what operators did."""
+    """Return what there is little of: sessions, prompts used per day, codes, limits and keys, what operators did."""
     number_hash = hash_number(user.mobile_number)
     sessions = db.session.scalars(select(Session).where(Session.user_id == user.id).order_by(Session.id)).all()
     # A number changes hands: what was counted and done before this account is not its owner's to see.
@@ -55,12 +55,14 @@ def _belongings(user: User) -> dict[str, Any]:
     ).all()
     codes = db.session.scalars(select(OtpCode).where(OtpCode.number_hash == number_hash)).all()
     limits = db.session.scalars(select(AuthLimit).where(AuthLimit.subject == number_hash)).all()
+    keys = db.session.scalars(select(IdempotencyKey).where(IdempotencyKey.user_id == user.id)).all()
     events = [event for event in audit.list_events(number_hash) if event.created_at >= since]
     return {
         "sessions": [_fields(each, "id", "created_at", "refreshed_at", "expires_at") for each in sessions],
         "daily_usage": [_fields(each, "day", "used") for each in usage],
         "codes": [_fields(each, "purpose", "created_at", "expires_at", "used_at") for each in codes],
         "sign_in_limits": [{"name": each.name, "counted_at": [rfc3339(hit) for hit in each.hits]} for each in limits],
+        "idempotency_keys": [_fields(each, "key", "created_at") for each in keys],
         "audit": [_fields(each, "action", "created_at") for each in events],
     }
 

@@ -64,5 +64,6 @@ class ExportSchema(ApiSchema):
         required=True,
         metadata={"description": "When something was counted that is limited for the number"},
     )
+    idempotency_keys = fields.List(fields.Dict(), required=True)
     audit = fields.List(fields.Dict(), required=True, metadata={"description": "What operators did to the account"})
     chatrooms = fields.List(fields.Dict(), required=True)

@@ -1,12 +1,17 @@
-"""Sending prompts with headers, from as many threads as will."""
+"""Prompts with headers, from as many threads as will; replies stopped, and what a worker leaves of them."""
 
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from flask import Flask
 from werkzeug.test import TestResponse
 
+from chatapi.chatrooms.endings import Lease
+from chatapi.chatrooms.live import Piece, live_replies
+from chatapi.extensions import in_transaction
+from chatapi.replies import jobs
 from tests.support import Account
 
 
@@ -49,3 +54,27 @@ def message_count(account: Account, room_id: str) -> int:
     assert len(room["messages"]) == room["message_count"]
     count: int = room["message_count"]
     return count
+
+
+def take(app: Flask, reply_id: str) -> Lease:
+    """Take the job as a worker does that is not heard of any more."""
+    with app.app_context():
+        lease = in_transaction(lambda: jobs.take_lease(UUID(reply_id)))
+    assert lease is not None
+    return lease
+
+
+def write(app: Flask, lease: Lease, *texts: tuple[int, str]) -> None:
+    """Append what the worker streams, each at its offset."""
+    begin = Piece(lease.message_id, lease.token, 0, "", is_first=True)
+    pieces = [Piece(lease.message_id, lease.token, offset, text, is_first=False) for offset, text in texts]
+    with app.app_context():
+        assert all(live_replies().append([begin, *pieces]))
+
+
+def stopped(answer: TestResponse) -> dict[str, Any]:
+    """Return the message that an answer shows, which is stopped."""
+    assert answer.status_code == 200, answer.get_json()
+    message: dict[str, Any] = answer.get_json()["message"]
+    assert message["status"] == "stopped"
+    return message

@@ -7,13 +7,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import redis
 from flask import Flask
 from sqlalchemy import text
 
 from chatapi.extensions import db
 from chatapi.replies.sweeper import clean
 from tests.chatrooms.support import beside, ids, message_count, regenerate, send
-from tests.support import Account, race, wait_for
+from tests.support import Account, Services, race, wait_for
 
 KEYS = "SELECT count(*) AS n FROM idempotency_keys WHERE user_id = :id"
 AGE = "UPDATE idempotency_keys SET created_at = now() - make_interval(secs => :seconds) WHERE user_id = :id"
@@ -36,6 +37,17 @@ def test_first_answer_is_given_again_when_the_request_is_repeated(account: Accou
     assert message_count(account, room_id) == 2
     assert sql("SELECT count(*) AS n FROM reply_jobs WHERE room_id = :id", id=room_id).n == 1
     assert account.daily_usage() == 1
+
+
+def test_replay_rings_for_nobody(services: Services, account: Account) -> None:
+    room_id = account.open_room()
+    send(account, room_id, "hello", Idempotency_Key="one")
+    with redis.Redis.from_url(services.environ["REDIS_URL"]) as queue:
+        before = queue.llen("{dramatiq}:replies")
+
+        assert send(account, room_id, "hello", Idempotency_Key="one").status_code == 201
+
+        assert queue.llen("{dramatiq}:replies") == before
 
 
 def test_replay_shows_the_reply_as_it_is_now(account: Account, attempt: Callable[..., None]) -> None:

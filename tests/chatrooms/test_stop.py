@@ -7,20 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
-from uuid import UUID
 
 import pytest
 import redis
 from flask import Flask
 
-from chatapi.chatrooms.endings import Ending, Lease, conclude
-from chatapi.chatrooms.live import Piece, live_replies
+from chatapi.chatrooms.endings import Ending, conclude
 from chatapi.dev.gemini_standin import Fault, GeminiStandin
-from chatapi.extensions import in_transaction
-from chatapi.replies import jobs
 from chatapi.replies.gemini.base import Answer, GeminiCancelled, GeminiRetryable, Prompt
 from chatapi.replies.gemini.calls import UpstreamCall
-from tests.chatrooms.support import beside, ids, send, stop
+from tests.chatrooms.support import beside, ids, send, stop, stopped, take, write
 from tests.support import Account, Services, race, wait_for
 
 JOB = "SELECT * FROM reply_jobs WHERE message_id = :id"
@@ -70,30 +66,6 @@ def work(attempt: Callable[..., None]) -> Iterator[Callable[[str, Any], Future[N
             return attempted
 
         yield work
-
-
-def take(app: Flask, reply_id: str) -> Lease:
-    """Take the job as a worker does that is not heard of any more."""
-    with app.app_context():
-        lease = in_transaction(lambda: jobs.take_lease(UUID(reply_id)))
-    assert lease is not None
-    return lease
-
-
-def write(app: Flask, lease: Lease, *texts: tuple[int, str]) -> None:
-    """Append what the worker streams, each at its offset."""
-    begin = Piece(lease.message_id, lease.token, 0, "", is_first=True)
-    pieces = [Piece(lease.message_id, lease.token, offset, text, is_first=False) for offset, text in texts]
-    with app.app_context():
-        assert all(live_replies().append([begin, *pieces]))
-
-
-def stopped(answer: Any) -> dict[str, Any]:
-    """Return the message that an answer shows, which is stopped."""
-    assert answer.status_code == 200, answer.get_json()
-    message: dict[str, Any] = answer.get_json()["message"]
-    assert message["status"] == "stopped"
-    return message
 
 
 def test_reply_that_nobody_began_is_stopped_at_once_and_given_back(

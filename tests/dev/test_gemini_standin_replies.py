@@ -83,7 +83,6 @@ def test_request_was_left_when_its_client_goes_before_the_end(
     ask(standin, "hi", method)
 
     with pytest.raises(TimeoutError):
-        # A drip never pauses for as long as a client waits.
         ask(standin, "hi", method, timeout=0.1)
 
     ends_at = time.monotonic() + 2

@@ -39,6 +39,7 @@ class EventStream:
         self.headers = self._response.headers
         self.comments: list[float] = []
         self._seen = b""
+        self._deadline = time.monotonic() + 3 * seconds
 
     def __enter__(self) -> EventStream:
         return self
@@ -62,6 +63,8 @@ class EventStream:
             self._seen += line
             if line == b"\n" and "event" in fields:
                 return Received(fields["event"], json.loads(fields["data"]), fields["id"], time.monotonic())
+            # Signs of life alone would keep this going for ever.
+            assert time.monotonic() < self._deadline, "the stream does not end"
             if line.startswith(b":"):
                 self.comments.append(time.monotonic())
             elif line != b"\n":

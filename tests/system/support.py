@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -178,8 +178,8 @@ class System:
 
     def events_of(self, name: str, reply_id: str) -> set[str]:
         """Return what a process has logged of a reply."""
-        lines = [line for line in self.log_of(name).splitlines() if reply_id in line and line.startswith("{")]
-        return {json.loads(line)["event"] for line in lines}
+        lines = [line for line in self.log_of(name).splitlines() if reply_id in line]
+        return {word for line in lines for word in re.findall(r"[a-z]+(?:_[a-z]+)+", line)}
 
     def rows(self, statement: str, *parameters: Any) -> list[Any]:
         connection = psycopg2.connect(self.services.postgres.url, cursor_factory=psycopg2.extras.NamedTupleCursor)

@@ -61,11 +61,6 @@ class Reply:
         self._output_tokens = piece.output_tokens or self._output_tokens
         return text
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the upstream said that this is all, or why there is no more."""
-        return self._finish is not None or self._is_prompt_blocked
-
     def answer(self) -> Answer:
         """Return the whole reply, or raise `GeminiRejected` or `GeminiRetryable` where it is none."""
         if not self._has_candidate:

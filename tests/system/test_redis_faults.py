@@ -1,0 +1,165 @@
+"""Redis down, restarted or hung under load: no prompt is refused, lost or answered twice."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+
+from chatapi.dev.gemini_standin import Fault
+from tests.support import Account, wait_for
+from tests.system.support import HttpAnswer, System, finish, finished, send, sleep_until, wait_all_ended
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+class Load:
+    """People who send prompts all the time, in threads; `answers` is what they get."""
+
+    def __init__(self, people: list[Account], pause_seconds: float) -> None:
+        self._people = [(person, person.open_room(title="load")) for person in people]
+        self._pause_seconds = pause_seconds
+        self._is_over = False
+        self.answers: list[tuple[Account, str, HttpAnswer]] = []
+
+    def __enter__(self) -> Load:
+        self._pool = ThreadPoolExecutor(len(self._people))
+        self._running = [self._pool.submit(self._send, *each) for each in self._people]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._is_over = True
+        self._pool.shutdown()
+        for running in self._running:
+            running.result()
+
+    def _send(self, person: Account, room_id: str) -> None:
+        number = 0
+        while not self._is_over:
+            number += 1
+            self.answers.append((person, room_id, send(person, room_id, f"load number {number}.")))
+            time.sleep(self._pause_seconds)
+
+    def statuses(self) -> Counter[int]:
+        return Counter(answer.status_code for *_, answer in self.answers)
+
+    def replies(self) -> list[dict[str, Any]]:
+        """Return the replies to all that was accepted."""
+        accepted = [each for each in self.answers if each[2].status_code == 201]
+        return [person.read(room, answer.get_json()["ai_message"]["id"]) for person, room, answer in accepted]
+
+
+@pytest.fixture
+def people(system: System, sign_in: Callable[..., Account]) -> list[Account]:
+    return [sign_in(via=system.client) for _ in range(6)]
+
+
+def assert_all_accepted_and_answered_once(system: System, people: list[Account], load: Load) -> None:
+    assert set(load.statuses()) == {201}
+    assert max(answer.seconds for *_, answer in load.answers) < 2
+    wait_all_ended(system, 90)
+    replies = load.replies()
+    assert {reply["status"] for reply in replies} == {"completed"}
+    assert len({reply["reply_to"] for reply in replies}) == len(load.answers)
+    assert sum(person.daily_usage() for person in people) == len(load.answers)
+
+
+def test_prompts_are_accepted_in_time_and_answered_after_when_redis_is_down_for_a_minute(
+    system: System, people: list[Account]
+) -> None:
+    with Load(people, pause_seconds=2.0) as load:
+        time.sleep(1)
+        system.kill_valkey()
+        time.sleep(60)
+        system.services.valkey_process.restart()
+        time.sleep(2)
+
+    assert len(load.answers) > 100
+    assert_all_accepted_and_answered_once(system, people, load)
+
+
+def test_prompts_are_accepted_and_answered_when_redis_hangs_for_ten_seconds(
+    system: System, people: list[Account]
+) -> None:
+    with Load(people, pause_seconds=0.3) as load:
+        time.sleep(1)
+        with system.valkey_frozen():
+            time.sleep(10)
+        time.sleep(2)
+
+    assert_all_accepted_and_answered_once(system, people, load)
+
+
+def test_prompts_are_answered_once_when_redis_restarts_again_and_again_under_load(
+    system: System, people: list[Account]
+) -> None:
+    with Load(people, pause_seconds=0.2) as load:
+        for _ in range(4):
+            time.sleep(1.5)
+            system.kill_valkey()
+            system.services.valkey_process.restart()
+
+    assert_all_accepted_and_answered_once(system, people, load)
+
+
+@pytest.mark.parametrize("is_flushed", [False, True])
+def test_retries_that_wait_are_made_when_redis_restarts_meanwhile(
+    system: System, someone: Account, is_flushed: bool
+) -> None:
+    rooms = [someone.open_room(title="retries") for _ in range(10)]
+    contents = [f"[[fault=503 times=2 retry_after_ms=3000]] retried {number}" for number in range(10)]
+    replies = [someone.prompt(room, content) for room, content in zip(rooms, contents, strict=True)]
+    wait_for(lambda: system.rows("SELECT count(*) AS n FROM reply_jobs WHERE last_error IS NOT NULL")[0].n == 10)
+
+    system.kill_valkey()
+    system.services.valkey_process.restart()
+    if is_flushed:
+        with redis.Redis.from_url(system.services.valkey.url) as client:
+            wait_for(lambda: client.flushall())
+
+    for room, reply_id in zip(rooms, replies, strict=True):
+        assert finish(someone, room, reply_id)["status"] == "completed"
+    assert len(system.asked("retried")) == 30
+    assert someone.daily_usage() == 10
+
+
+def test_prompt_is_answered_when_web_is_killed_between_commit_and_ring(system: System, someone: Account) -> None:
+    room_id = someone.open_room(title="unrung")
+    system["worker"].stop()
+    with ThreadPoolExecutor(1) as pool:
+        with system.valkey_frozen():
+            sending = pool.submit(someone.send, room_id, "never rung for")
+            wait_for(lambda: system.rows("SELECT FROM messages WHERE content = 'never rung for'"), every=0.005)
+            system.kill("web")
+            assert sending.exception() is not None
+        # What web may have left in the socket is not to be what rings.
+        with redis.Redis.from_url(system.services.valkey.url) as client:
+            client.flushall()
+    system["web"].start()
+    system["worker"].start()
+
+    wait_all_ended(system, 60)
+
+    replies = system.rows("SELECT status, content FROM messages WHERE room_id = %s AND reply_to IS NOT NULL", room_id)
+    assert [reply.status for reply in replies] == ["completed"]
+    assert len(system.asked("never rung for")) == 1
+
+
+def test_reply_under_way_is_finished_when_redis_is_down_to_its_end(system: System, someone: Account) -> None:
+    system.services.gemini.add_fault(Fault(latency_ms=1500))
+    room_id = someone.open_room(title="down")
+    reply_id = someone.prompt(room_id, "hello")
+    wait_for(lambda: system.asked("hello"))
+    system.kill_valkey()
+    began = time.monotonic()
+
+    reply = wait_for(lambda: finished(someone, room_id, [reply_id]), seconds=10)[0]
+
+    assert reply["status"] == "completed"
+    sleep_until(began + 5)
+    assert len(system.asked("hello")) == 1
