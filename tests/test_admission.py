@@ -12,7 +12,7 @@ import pytest
 from flask import Flask, request, request_started
 from werkzeug.test import Client, create_environ
 
-from chatapi.admission import PERMIT, Permit, RequestGate, WaitingRoom, rejoin, waiting_room
+from chatapi.admission import PERMIT, Permit, RequestGate, WaitingRoom, waiting_room
 from tests.support import race, wait_for
 
 
@@ -154,32 +154,46 @@ def test_waiting_room_that_is_closing_takes_nobody(app: Flask) -> None:
         assert not room.enter()
 
 
-def test_who_waits_has_given_an_ordinary_place_back_and_queues_up_again(app: Flask) -> None:
-    semaphore = threading.Semaphore(1)
-    permit = Permit(semaphore)
+@pytest.fixture
+def held() -> Permit:
+    """The only ordinary place there is, taken."""
+    permit = Permit(threading.Semaphore(1))
     permit.take()
+    return permit
+
+
+def test_who_waits_has_given_an_ordinary_place_back_and_queues_up_again(app: Flask, held: Permit) -> None:
     room = WaitingRoom(1)
 
-    with app.test_request_context(environ_overrides={PERMIT: permit}):
+    with app.test_request_context(environ_overrides={PERMIT: held}):
+        with pytest.raises(RuntimeError), room.visit() as is_inside:
+            assert is_inside
+            assert places(held._places) == 1
+            assert not room.enter()
+            raise RuntimeError("on purpose")
+        assert places(held._places) == 0
         assert room.enter()
-        assert places(semaphore) == 1
-        room.leave()
-        rejoin()
-        assert places(semaphore) == 0
 
-    permit.give_back()
-    assert places(semaphore) == 1
+    held.give_back()
+    assert places(held._places) == 1
 
 
-def test_who_finds_no_room_keeps_the_ordinary_place(app: Flask) -> None:
-    semaphore = threading.Semaphore(1)
-    permit = Permit(semaphore)
-    permit.take()
+@pytest.mark.parametrize("is_closing", [False, True])
+def test_who_finds_no_room_keeps_the_ordinary_place(app: Flask, held: Permit, *, is_closing: bool) -> None:
+    room = WaitingRoom(1)
+    with app.test_request_context():
+        assert room.enter()
+    room.is_closing = is_closing
 
-    with app.test_request_context(environ_overrides={PERMIT: permit}):
-        assert not WaitingRoom(0).enter()
+    with app.test_request_context(environ_overrides={PERMIT: held}), room.visit() as is_inside:
+        assert not is_inside
+        assert places(held._places) == 0
 
-    assert places(semaphore) == 0
+    room.is_closing = False
+    assert places(held._places) == 0
+    room.leave()
+    with app.test_request_context():
+        assert [room.enter(), room.enter()] == [True, False]
 
 
 def test_bounds_are_the_operators(make_app: Callable[..., Flask]) -> None:

@@ -57,6 +57,8 @@ class Follower:
 
     def take(self, written: Written) -> None:
         """Note what was written. What an older attempt writes late is nothing; a gap waits for the stored text."""
+        if written.is_end:
+            return
         if self._token is None or written.token > self._token:
             self._restart(written.token)
         if written.token == self._token and written.offset <= self._offset:

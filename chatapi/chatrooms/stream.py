@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from chatapi import metrics
 from chatapi.admission import is_client_gone, waiting_room
 from chatapi.auth.models import Session, User
 from chatapi.breaker import CircuitOpenError
 from chatapi.chatrooms.follower import Follower
-from chatapi.chatrooms.live import BEGINNING, MOST_WAIT_SECONDS, LiveReplies, live_replies
+from chatapi.chatrooms.live import BEGINNING, MOST_WAIT_SECONDS, LiveReplies, Written, live_replies
 from chatapi.chatrooms.models import Message
 from chatapi.chatrooms.prompts import NotAReplyError, TooBusyError
 from chatapi.extensions import db
@@ -22,6 +24,9 @@ from chatapi.extensions import db
 CHECK_EVERY_SECONDS = 10.0
 """How often PostgreSQL is asked even though nothing points to an end: the announcement may be lost with Redis, the
 caller's session may have ended."""
+CHECK_AGAIN_SECONDS = 1.0
+"""When PostgreSQL is asked again that did not answer: a stream outlives its restart."""
+SHORTEST_WAIT_SECONDS = 0.05
 PATIENCE_WITHOUT_REDIS_SECONDS = 1.0
 RECONNECT_MILLISECONDS = 1000
 RETRY_AFTER_SECONDS = 5
@@ -71,9 +76,14 @@ def wait_for_reply(reply_id: UUID, seconds: int) -> Message | None:
         if not is_inside:
             return None
         is_told = _await_end(live_replies(), reply_id, time.monotonic() + seconds)
-    # Once more at the end of a wait without word: it may be Redis that is silent.
-    reply = db.session.get(Message, reply_id) if is_told or not room.is_closing else None
-    return reply if reply is not None and reply.is_final else None
+    if room.is_closing and not is_told:
+        return None
+    # Also at the end of a wait without word, as it may be Redis that is silent. The prompt is accepted, whatever
+    # becomes of this look.
+    with suppress(SQLAlchemyError):
+        reply = db.session.get(Message, reply_id)
+        return reply if reply is not None and reply.is_final else None
+    return None
 
 
 def _await_end(live: LiveReplies, reply_id: UUID, deadline: float) -> bool:
@@ -91,31 +101,40 @@ def _follow(
 ) -> Iterator[str]:
     live, room = live_replies(), waiting_room()
     db.session.remove()
-    position, checked_at = BEGINNING, time.monotonic()
+    position, check_at = BEGINNING, time.monotonic() + CHECK_EVERY_SECONDS
     yield f"retry: {RECONNECT_MILLISECONDS}\n\n"
     while not room.is_closing and not is_client_gone():
-        try:
-            written = live.read(reply_id, position, MOST_WAIT_SECONDS)
-        except CircuitOpenError:
-            time.sleep(PATIENCE_WITHOUT_REDIS_SECONDS)
-            written = []
+        written = _read(live, reply_id, position, check_at)
         for entry in written:
             position = entry.position
-            if not entry.is_end:
-                follower.take(entry)
+            follower.take(entry)
         if events := "".join(event.encode() for event in follower.events()):
             yield events
         elif not written:
             yield PING
-        is_told = any(entry.is_end for entry in written)
-        if is_told or time.monotonic() - checked_at >= CHECK_EVERY_SECONDS:
-            checked_at = time.monotonic()
+        if time.monotonic() < check_at and not any(entry.is_end for entry in written):
+            continue
+        try:
             reply = _reload(reply_id, session_id)
-            if reply is None:
-                return
-            if reply.is_final:
-                yield from _ending(follower, reply, show)
-                return
+        except SQLAlchemyError:
+            check_at = time.monotonic() + CHECK_AGAIN_SECONDS
+            continue
+        check_at = time.monotonic() + CHECK_EVERY_SECONDS
+        if reply is None:
+            return
+        if reply.is_final:
+            yield from _ending(follower, reply, show)
+            return
+
+
+def _read(live: LiveReplies, reply_id: UUID, position: str, check_at: float) -> list[Written]:
+    """Return what was written after `position`, after waiting for it if need be, but not much beyond `check_at`."""
+    patience = min(MOST_WAIT_SECONDS, max(SHORTEST_WAIT_SECONDS, check_at - time.monotonic()))
+    try:
+        return live.read(reply_id, position, patience)
+    except CircuitOpenError:
+        time.sleep(PATIENCE_WITHOUT_REDIS_SECONDS)
+        return []
 
 
 def _ending(follower: Follower, reply: Message, show: Callable[[Message], dict[str, Any]]) -> Iterator[str]:

@@ -137,9 +137,7 @@ def test_anybody_is_refused_when_the_backlog_is_full(
     assert regenerate(one, room_id, replies[0]).get_json()["error"] == "too_busy"
 
 
-def test_prompt_refused_for_the_backlog_is_not_counted(
-    busy_app: Flask, sign_in: Callable[..., Account], sql: Callable[..., Any]
-) -> None:
+def test_prompt_refused_for_the_backlog_is_not_counted(busy_app: Flask, sign_in: Callable[..., Account]) -> None:
     full, account = sign_in(via=busy_app.test_client()), sign_in(via=busy_app.test_client())
     room_id = full.open_room()
     for _ in range(BACKLOG):
@@ -155,9 +153,7 @@ def test_prompt_refused_for_the_backlog_is_not_counted(
         assert days.all() == []
 
 
-def test_backlog_stays_bounded_when_many_users_send_at_once(
-    busy_app: Flask, sign_in: Callable[..., Account], sql: Callable[..., Any]
-) -> None:
+def test_backlog_stays_bounded_when_many_users_send_at_once(busy_app: Flask, sign_in: Callable[..., Account]) -> None:
     accounts = [sign_in(via=busy_app.test_client()) for _ in range(12)]
     rooms = [account.open_room() for account in accounts]
 

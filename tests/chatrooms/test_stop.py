@@ -160,7 +160,7 @@ def test_reply_stopped_between_attempts_keeps_what_the_last_one_wrote(
 
 
 def test_worker_ends_its_call_when_the_reply_is_stopped(
-    app: Flask, account: Account, work: Callable[..., Future[None]], sql: Callable[..., Any]
+    account: Account, work: Callable[..., Future[None]], sql: Callable[..., Any]
 ) -> None:
     room_id = account.open_room()
     reply_id = account.prompt(room_id, "hello")
@@ -195,7 +195,7 @@ def test_reply_is_stopped_through_a_process_without_redis(
 
 
 def test_reply_is_stopped_by_the_request_when_the_workers_call_cannot_be_ended(
-    account: Account, work: Callable[..., Future[None]], sql: Callable[..., Any]
+    account: Account, work: Callable[..., Future[None]]
 ) -> None:
     room_id = account.open_room()
     reply_id = account.prompt(room_id, "hello")

@@ -109,7 +109,7 @@ def test_only_the_call_under_way_is_cancelled(lease: Lease) -> None:
     assert (over.is_cancelled, under_way.is_cancelled) == (False, True)
 
 
-def test_lease_that_was_seized_cannot_end_the_reply(app: Flask, account: Account, lease: Lease) -> None:
+def test_lease_that_was_seized_cannot_end_the_reply(app: Flask, lease: Lease) -> None:
     with app.app_context():
         seized = in_transaction(lambda: seize_lease(lease.message_id))
         assert seized is not None
