@@ -50,6 +50,9 @@ def _open_folder() -> Path | None:
     """
     name = load_environment().get(FOLDER_NAME, "").strip()
     if not name:
+        # Set to nothing, the variable would have the library write into the current folder.
+        os.environ.pop(FOLDER_NAME, None)
+        values.ValueClass = values.MutexValue
         return None
     folder = Path(name)
     try:

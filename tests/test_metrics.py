@@ -286,3 +286,12 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
     assert process.returncode == 1
     assert "PROMETHEUS_MULTIPROC_DIR names a folder that cannot be made" in errors
+
+
+def test_folder_set_to_nothing_is_none_at_all(tmp_path: Path) -> None:
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": "", "APP_ENV": "production", "PYTHONPATH": str(ROOT)}
+
+    output = subprocess.check_output([sys.executable, "-c", COUNT + SHOW], cwd=tmp_path, env=environ, text=True)
+
+    assert series(output)["chatapi_replies_accepted_total", NO_LABELS] == 1
+    assert list(tmp_path.iterdir()) == []
