@@ -126,7 +126,7 @@ class Bench:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def wrk(bench: Bench, seconds: int, path: str, token: str = "", body: str = "", connections: int = 32) -> dict[str, float]:
+def wrk(bench: Bench, seconds: int, path: str, token: str = "", body: str = "") -> dict[str, float]:
     """Return requests a second, the 99th percentile in milliseconds, and answers that were no success."""
     lua = bench.folder / "wrk.lua"
     lines = [f'wrk.headers["Authorization"] = "Bearer {token}"'] if token else []
@@ -134,12 +134,14 @@ def wrk(bench: Bench, seconds: int, path: str, token: str = "", body: str = "", 
         lines += ['wrk.method = "POST"', f"wrk.body = [[{body}]]"]
         lines += ['wrk.headers["Content-Type"] = "application/json"']
     lua.write_text("\n".join(lines))
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(lua)]
-    done = subprocess.run([*command, f"http://127.0.0.1:{bench.port}{path}"], capture_output=True, text=True, check=True)
+    command = ["wrk", "-t1", "-c32", f"-d{seconds}s", "--latency", "-s", str(lua)]
+    command.append(f"http://127.0.0.1:{bench.port}{path}")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", done.stdout)
     slowest = re.search(r"99%\s+([\d.]+)(us|ms|s)", done.stdout)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
-    assert slowest and rate, done.stdout + done.stderr
+    assert slowest, done.stdout + done.stderr
+    assert rate
     scale = {"us": 0.001, "ms": 1.0, "s": 1000.0}[slowest[2]]
     return {"rate": float(rate[1]), "p99": float(slowest[1]) * scale, "bad": float(bad[1]) if bad else 0.0}
 
@@ -158,8 +160,8 @@ class Readers:
 
     def open(self, token: str, room: str, reply: str) -> None:
         connection = socket.create_connection(("127.0.0.1", self._port))
-        head = f"GET /chatroom/{room}/message/{reply}/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
-        connection.sendall(head.encode())
+        head = f"GET /chatroom/{room}/message/{reply}/stream HTTP/1.1\r\nHost: x\r\n"
+        connection.sendall(f"{head}Authorization: Bearer {token}\r\n\r\n".encode())
         self._selector.register(connection, selectors.EVENT_READ, [True])
 
     def start(self) -> None:
@@ -259,7 +261,8 @@ def main() -> None:
                 truncate(bench)
                 bench.worker.start()
                 time.sleep(6)
-                found |= {f"streams_{k}": v for k, v in with_streams(bench, users, options.streams, options.seconds).items()}
+                figures = with_streams(bench, users, options.streams, options.seconds)
+                found |= {f"streams_{figure}": value for figure, value in figures.items()}
                 stop_all([web])
                 bench.worker.kill()
                 truncate(bench)

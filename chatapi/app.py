@@ -42,6 +42,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     """
     settings = load_settings(environ)
     app = Flask(__name__)
+    app.url_map.merge_slashes = False  # An empty segment is no other address, and a redirect no answer of ours.
     app.config.from_mapping(settings)
     app.config.from_mapping(_framework_settings(settings))
     configure_logging(settings["LOG_LEVEL"], as_json=settings["APP_ENV"] == "production")

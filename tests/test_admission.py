@@ -100,6 +100,7 @@ def test_place_is_free_again_after_an_exception() -> None:
     for _ in range(3):
         with pytest.raises(RuntimeError):
             get(gate, "/fails")
+        assert places(gate._places) == 1
 
     assert get(gate, "/quick") == 200
 
@@ -165,12 +166,16 @@ def held() -> Permit:
 def test_who_waits_has_given_an_ordinary_place_back_and_queues_up_again(app: Flask, held: Permit) -> None:
     room = WaitingRoom(1)
 
-    with app.test_request_context(environ_overrides={PERMIT: held}):
-        with pytest.raises(RuntimeError), room.visit() as is_inside:
+    def visit() -> None:
+        with room.visit() as is_inside:
             assert is_inside
             assert places(held._places) == 1
             assert not room.enter()
             raise RuntimeError("on purpose")
+
+    with app.test_request_context(environ_overrides={PERMIT: held}):
+        with pytest.raises(RuntimeError):
+            visit()
         assert places(held._places) == 0
         assert room.enter()
 

@@ -8,6 +8,7 @@ from flask import Response, jsonify, url_for
 
 from chatapi.auth.tokens import current_user
 from chatapi.chatrooms import cache, export, search, service
+from chatapi.chatrooms.live import live_replies
 from chatapi.chatrooms.schemas import (
     ChatroomAnswerSchema,
     ChatroomDetailSchema,
@@ -118,5 +119,7 @@ def update_chatroom(body: dict[str, Any], chatroom_id: str) -> dict[str, Any]:
 @blueprint.problems(404)
 def delete_chatroom(chatroom_id: str) -> dict[str, str]:
     """Delete a chatroom and all its messages"""
-    in_transaction(lambda: service.delete_chatroom(current_user().id, chatroom_id))
+    gone = in_transaction(lambda: service.delete_chatroom(current_user().id, chatroom_id))
+    for reply_id in gone:
+        live_replies().announce_end(reply_id)
     return {"message": "Chatroom deleted"}

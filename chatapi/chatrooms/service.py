@@ -16,7 +16,7 @@ from sqlalchemy import delete, func, select, tuple_, update
 
 from chatapi.auth.models import User
 from chatapi.catalogue import catalogue, tier_of
-from chatapi.chatrooms.models import Chatroom, Message
+from chatapi.chatrooms.models import Chatroom, Message, ReplyJob
 from chatapi.errors import ChatAPIError, NotFoundError, UnauthorizedError, ValidationFailedError
 from chatapi.extensions import db
 from chatapi.ids import parse_id, uuid7
@@ -143,15 +143,17 @@ def update_chatroom(user_id: UUID, chatroom_id: str, fields: dict[str, Any]) -> 
     return room
 
 
-def delete_chatroom(user_id: UUID, chatroom_id: str) -> None:
-    """Delete the chatroom with its messages and whatever reply is under way in it."""
+def delete_chatroom(user_id: UUID, chatroom_id: str) -> Sequence[UUID]:
+    """Delete the chatroom with its messages; return the replies that were under way in it, and are gone too."""
     room_id = parse_id(chatroom_id, "Chatroom")
     touch_rooms(user_id)
+    unfinished = db.session.scalars(select(ReplyJob.message_id).where(ReplyJob.room_id == room_id)).all()
     deleted = db.session.execute(
         delete(Chatroom).where(Chatroom.id == room_id, Chatroom.user_id == user_id).returning(Chatroom.id)
     ).one_or_none()
     if deleted is None:
         raise NotFoundError("Chatroom not found")
+    return unfinished
 
 
 def fields_of(room: Chatroom) -> dict[str, Any]:

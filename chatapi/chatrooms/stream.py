@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -75,25 +74,33 @@ def wait_for_reply(reply_id: UUID, seconds: int) -> Message | None:
     with room.visit() as is_inside:
         if not is_inside:
             return None
-        is_told = _await_end(live_replies(), reply_id, time.monotonic() + seconds)
-    if room.is_closing and not is_told:
-        return None
-    # Also at the end of a wait without word, as it may be Redis that is silent. The prompt is accepted, whatever
-    # becomes of this look.
-    with suppress(SQLAlchemyError):
-        reply = db.session.get(Message, reply_id)
-        return reply if reply is not None and reply.is_final else None
-    return None
+        finished = _await_end(live_replies(), reply_id, time.monotonic() + seconds)
+    # Once more after a wait without word, as it may have been lost with Redis.
+    return finished or (None if room.is_closing else _look(reply_id))
 
 
-def _await_end(live: LiveReplies, reply_id: UUID, deadline: float) -> bool:
+def _await_end(live: LiveReplies, reply_id: UUID, deadline: float) -> Message | None:
     while (left := deadline - time.monotonic()) > 0 and not waiting_room().is_closing and not is_client_gone():
         try:
             if live.wait_for_end(reply_id, left):
-                return True
+                return _look(reply_id)
         except CircuitOpenError:
+            # Nobody will tell, so this is the one time when PostgreSQL is asked again and again.
             time.sleep(min(left, PATIENCE_WITHOUT_REDIS_SECONDS))
-    return False
+            if reply := _look(reply_id):
+                return reply
+    return None
+
+
+def _look(reply_id: UUID) -> Message | None:
+    """Return the reply if it has ended; None also while PostgreSQL is away: the prompt is accepted in any case."""
+    try:
+        reply = db.session.get(Message, reply_id)
+    except SQLAlchemyError:
+        return None
+    finally:
+        db.session.remove()
+    return reply if reply is not None and reply.is_final else None
 
 
 def _follow(

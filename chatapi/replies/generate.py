@@ -72,9 +72,9 @@ class ReplyMaker:
         with self._keeper.hold(lease) as held:
             if lease.attempt > current_app.config["REPLY_MAX_ATTEMPTS"]:
                 # Every attempt was counted and none came back to say how it went: the prompt crashes its workers.
-                _end(lease, failed("internal_error"))
+                _end(held, failed("internal_error"))
             elif lease.age_seconds > current_app.config["REPLY_MAX_AGE_SECONDS"]:
-                _end(lease, failed("timed_out"))
+                _end(held, failed("timed_out"))
             else:
                 self._attempt(held)
 
@@ -85,14 +85,14 @@ class ReplyMaker:
         except GeminiCancelled:
             # Without a wish to stop, the lease is lost: whoever has it now writes the end.
             if held.is_to_stop:
-                _end(lease, Ending("stopped", content=live.text, model=held.model, text_token=lease.token))
+                _end(held, Ending("stopped", content=live.text, model=held.model, text_token=lease.token))
         except GeminiRejected as error:
-            _end(lease, failed(error.reason))
+            _end(held, failed(error.reason))
         except GeminiRetryable as error:
-            _retry_or_give_up(lease, error)
+            _retry_or_give_up(held, error)
         else:
             if answer is not None:
-                _end(lease, _completed(lease, live, answer))
+                _end(held, _completed(lease, live, answer))
                 if wants_title(lease.room_id):
                     ring_title(lease.room_id)
         finally:
@@ -167,28 +167,31 @@ def _completed(lease: Lease, live: LiveText, answer: Answer) -> Ending:
     )
 
 
-def _retry_or_give_up(lease: Lease, error: GeminiRetryable) -> None:
+def _retry_or_give_up(held: HeldLease, error: GeminiRetryable) -> None:
+    lease = held.lease
     delay = backoff_seconds(lease.attempt, error.retry_after)
     is_last = lease.attempt >= current_app.config["REPLY_MAX_ATTEMPTS"]
     is_too_late = lease.age_now + delay > current_app.config["REPLY_MAX_AGE_SECONDS"]
     reason = "timed_out" if error.timed_out or is_too_late else "upstream_unavailable"
     if is_last or is_too_late:
-        _end(lease, failed(reason))
+        _end(held, failed(reason))
         return
+    held.is_ending = True
     is_ours = in_transaction(lambda: jobs.schedule_retry(lease, delay, str(error)))
     log.warning("reply_attempt_failed", reason=str(error), delay_seconds=round(delay, 1), lease_lost=not is_ours)
     metrics.retried(reason)
 
 
-def _end(lease: Lease, ending: Ending) -> None:
+def _end(held: HeldLease, ending: Ending) -> None:
     """Write the end; with PostgreSQL away for a moment, again and again within the lease."""
+    held.is_ending = True
     for pause in WRITE_AGAIN_SECONDS:
         try:
-            conclude(lease, ending)
+            conclude(held.lease, ending)
         except OperationalError as error:
             log.warning("reply_end_not_written", reason=type(error).__name__, retry_seconds=pause)
             db.session.remove()
             time.sleep(pause)
         else:
             return
-    conclude(lease, ending)
+    conclude(held.lease, ending)

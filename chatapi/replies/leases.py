@@ -28,6 +28,8 @@ class HeldLease:
         self.lease = lease
         self.since = time.monotonic()
         self.is_to_stop = False
+        self.is_ending = False
+        """The end is being written, with which the lease goes too."""
         self.model: str | None = None
         """What was asked last."""
         self._is_over = False
@@ -112,9 +114,11 @@ class LeaseKeeper:
 
     def _act(self, held: HeldLease, is_to_stop: bool | None) -> None:
         """End the call of a lease that was lost (None), or whose reply is to be stopped."""
+        if held.is_ending:
+            return
         if is_to_stop is None:
             with self._changed:
-                is_held = held.lease.token in self._held  # Else it has just ended as it should.
+                is_held = held.lease.token in self._held  # Else it was given back meanwhile.
             if is_held:
                 log.warning("lease_lost", reply_id=str(held.lease.message_id))
                 held.cancel(is_to_stop=False)

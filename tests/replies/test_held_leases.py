@@ -170,3 +170,13 @@ def test_lease_is_not_renewed_for_longer_than_an_attempt_may_take(
         time.sleep(1.2)
 
         assert sql(REMAINING, id=lease.message_id).s < 9
+
+
+def test_reply_that_is_to_be_stopped_is_not_taken(app: Flask, account: Account, sql: Callable[..., Any]) -> None:
+    reply_id = account.prompt(account.open_room(), "hello")
+    sql(STOP, id=reply_id)
+
+    with app.app_context():
+        assert in_transaction(lambda: jobs.take_lease(UUID(reply_id))) is None
+
+    assert sql("SELECT attempts FROM reply_jobs WHERE message_id = :id", id=reply_id).attempts == 0

@@ -16,6 +16,7 @@ from chatapi.extensions import db, in_transaction
 from chatapi.replies import generate, jobs
 from chatapi.replies.gemini.base import Answer, Prompt
 from chatapi.replies.gemini.calls import UpstreamCall
+from chatapi.replies.leases import HeldLease
 from tests.support import Account, race
 
 
@@ -90,7 +91,7 @@ def test_late_ending_is_refused_while_another_worker_holds_the_lease(
         assert stale is not None
         assert holder is not None
 
-        generate._end(stale, ending)
+        generate._end(HeldLease(stale), ending)
         assert not in_transaction(lambda: jobs.schedule_retry(stale, 0, "late"))
         assert in_transaction(lambda: jobs.renew_leases([stale])) == 0
 
@@ -111,7 +112,7 @@ def test_late_failure_gives_nothing_back_when_another_worker_answered(
     attempt(reply_id)
 
     with app.app_context():
-        generate._end(stale, generate.failed("upstream_unavailable"))
+        generate._end(HeldLease(stale), generate.failed("upstream_unavailable"))
         assert not in_transaction(lambda: jobs.schedule_retry(stale, 0, "late"))
 
     assert account.read(room_id, reply_id)["status"] == "completed"
@@ -131,7 +132,7 @@ def test_prompt_is_given_back_once_when_twenty_workers_end_it_at_once(
 
     def end(_index: int) -> None:
         with app.app_context():
-            generate._end(lease, generate.failed("upstream_unavailable"))
+            generate._end(HeldLease(lease), generate.failed("upstream_unavailable"))
 
     race(20, end)
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from flask import Flask
 
+from chatapi.chatrooms.live import LiveReplies
 from chatapi.chatrooms.message_routes import _wait_seconds
+from chatapi.dev.embedded import free_port
 from chatapi.dev.gemini_standin import Fault, GeminiStandin
 from chatapi.extensions import db
 from tests.support import Account, wait_for
@@ -69,9 +71,11 @@ def test_reply_is_streamed_while_it_is_made(
     room_id = account.open_room()
     reply_id = account.prompt(room_id, "hello [[words=60 chunk_ms=25]]")
 
+    began_at = time.monotonic()
     with meanwhile(lambda: attempt(reply_id)):
         answer = stream(room_id, reply_id)
 
+    assert time.monotonic() - began_at < 8  # And not only when the reader looks for itself.
     events = events_in(answer.text)
     reply = account.read(room_id, reply_id)
     assert names(events)[-1] == "done"
@@ -190,15 +194,29 @@ def test_open_stream_holds_no_database_connection(app: Flask, account: Account) 
     assert held == 0
 
 
+@pytest.mark.parametrize("how", ["signed out", "disabled"])
 def test_stream_ends_when_the_session_does(
-    account: Account, stream: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    account: Account,
+    stream: Callable[..., Any],
+    sql: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
     monkeypatch.setattr("chatapi.chatrooms.stream.CHECK_EVERY_SECONDS", 0.1)
     monkeypatch.setattr("chatapi.chatrooms.stream.MOST_WAIT_SECONDS", 0.3)
+    sql("INSERT INTO sessions (id, user_id, expires_at) SELECT gen_random_uuid(), user_id, expires_at FROM sessions "
+        "WHERE user_id = :id", id=account.id)  # fmt: skip
     room_id = account.open_room()
     reply_id = account.prompt(room_id, "hello")
 
-    with meanwhile(lambda: time.sleep(0.5) or account.call("POST", "/auth/logout")):
+    def end() -> None:
+        time.sleep(0.5)
+        if how == "disabled":
+            sql("UPDATE users SET disabled_at = now() WHERE id = :id", id=account.id)
+        else:
+            account.call("POST", "/auth/logout")
+
+    with meanwhile(end):
         answer = stream(room_id, reply_id)
 
     assert events_in(answer.text) == []
@@ -249,14 +267,52 @@ def test_waiting_brings_prompt_and_reply_in_one_answer(
         row = wait_for(lambda: sql("SELECT message_id FROM reply_jobs WHERE room_id = :id", id=room_id))
         attempt(str(row.message_id))
 
+    began_at = time.monotonic()
     with meanwhile(answer_it):
         answer = send(account, room_id, content, "wait=30")
 
+    assert time.monotonic() - began_at < 15
     assert answer.status_code == 201
     assert answer.headers["Preference-Applied"] == "wait=30"
     assert answer.get_json()["ai_message"]["status"] == status
     assert answer.get_json()["ai_message"] == account.read(room_id, answer.get_json()["ai_message"]["id"])
     assert app.extensions["waiting_room"]._inside == 0
+
+
+def test_stream_ends_at_once_when_the_room_is_deleted(account: Account, stream: Callable[..., Any]) -> None:
+    room_id = account.open_room()
+    reply_id = account.prompt(room_id, "hello")
+    began_at = time.monotonic()
+
+    with meanwhile(lambda: time.sleep(0.5) or account.call("DELETE", f"/chatroom/{room_id}")):
+        answer = stream(room_id, reply_id)
+
+    assert events_in(answer.text) == []
+    assert time.monotonic() - began_at < 5
+
+
+@pytest.mark.usefixtures("gemini")
+def test_waiting_ends_with_the_reply_when_nobody_can_tell(
+    make_app: Callable[..., Flask],
+    sign_in: Callable[..., Account],
+    attempt: Callable[..., None],
+    sql: Callable[..., Any],
+) -> None:
+    app = make_app()
+    app.extensions["live_replies"] = LiveReplies(f"redis://127.0.0.1:{free_port()}/0", 10)
+    account = sign_in(via=app.test_client())
+    room_id = account.open_room()
+
+    def answer_it() -> None:
+        row = wait_for(lambda: sql("SELECT message_id FROM reply_jobs WHERE room_id = :id", id=room_id))
+        attempt(str(row.message_id))
+
+    began_at = time.monotonic()
+    with meanwhile(answer_it):
+        answer = send(account, room_id, "hello", "wait=30")
+
+    assert answer.get_json()["ai_message"]["status"] == "completed"
+    assert time.monotonic() - began_at < 15
 
 
 def test_waiting_ends_with_the_pending_reply_when_the_time_is_up(account: Account) -> None:

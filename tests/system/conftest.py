@@ -14,6 +14,7 @@ from tests.system.support import System
 def _running_system() -> Iterator[System]:
     system = System()
     yield system
+    system.mend()
     system.stop()
 
 

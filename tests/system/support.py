@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -78,7 +80,7 @@ class HttpClient:
 
 
 class System:
-    """Web, worker, chores and sweeper on servers of their own."""
+    """Web, worker, chores and sweeper on servers of their own; `use` starts them."""
 
     def __init__(self) -> None:
         self.services = Services()
@@ -95,9 +97,8 @@ class System:
             "METRICS_TOKEN": METRICS_TOKEN,
             "PROMETHEUS_MULTIPROC_DIR": str(self.services.folder / "metrics"),
         }
-        self._settings: dict[str, str] = {}
+        self._settings: dict[str, str] | None = None
         self.children = {child.name: child for child in system_children(self._environ, self.port, self.logs)}
-        self.start()
 
     def __getitem__(self, name: str) -> Child:
         return self.children[name]
@@ -115,8 +116,6 @@ class System:
         for child in self.children.values():
             child.kill()
             child.env = {**child_environment(self._environ), "PORT": str(self.port), **settings}
-        # What the last module left would go on, and be answered under settings that it was not meant for.
-        self.rows("WITH gone AS (DELETE FROM chatrooms RETURNING id) SELECT count(*) FROM gone")
         self.start()
 
     def mend(self) -> None:
@@ -129,7 +128,12 @@ class System:
             else:
                 child.restart()
         wait_for(lambda: (health(self.port) or {}).get("status") == "ok")
+        self.end_replies()
         self.services.gemini.forget_requests()
+
+    def end_replies(self) -> None:
+        """Delete all rooms, with all that is under way in them: it would be in the way of what comes next."""
+        self.rows("WITH gone AS (DELETE FROM chatrooms RETURNING id) SELECT count(*) FROM gone")
 
     def kill(self, name: str) -> None:
         """End a process and all it started with SIGKILL, as the kernel would."""
@@ -182,10 +186,12 @@ class System:
         return {word for line in lines for word in re.findall(r"[a-z]+(?:_[a-z]+)+", line)}
 
     def rows(self, statement: str, *parameters: Any) -> list[Any]:
+        """Return what a statement yields; its parameters come one by one, or by name as one mapping."""
+        values = parameters[0] if parameters and isinstance(parameters[0], Mapping) else parameters or None
         connection = psycopg2.connect(self.services.postgres.url, cursor_factory=psycopg2.extras.NamedTupleCursor)
         try:
             with connection, connection.cursor() as cursor:
-                cursor.execute(statement, parameters or None)
+                cursor.execute(statement, values)
                 return cursor.fetchall()
         finally:
             connection.close()
@@ -201,6 +207,11 @@ class System:
     def stop(self) -> None:
         stop_all(list(self.children.values()))
         self.services.stop()
+
+
+def chance(seed: int) -> random.Random:
+    """Return what chooses moments and cuts: any, but the same ones each time."""
+    return random.Random(seed)  # noqa: S311 - nothing is guarded by it
 
 
 def prompt_of(request: RecordedRequest) -> str:
@@ -250,3 +261,17 @@ def wait_all_ended(system: System, seconds: float) -> None:
 def sleep_until(moment: float) -> None:
     """Sleep until the monotonic clock says `moment`."""
     time.sleep(max(0.0, moment - time.monotonic()))
+
+
+def members_of(leader: int) -> list[int]:
+    """Return the processes of the group that `leader` leads."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[2]) == leader:
+                found.append(int(entry.name))
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import pytest
 from chatapi.dev.gemini_standin import Fault
 from tests.support import Account, wait_for
 from tests.system.events import Reader
-from tests.system.support import System, finish, finished, wait_all_ended
+from tests.system.support import System, chance, finish, finished, wait_all_ended
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -20,13 +19,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 def expire_lease(system: System, reply_id: str) -> None:
     """Have a lease of a dead worker be over now, instead of in half a minute."""
     system.rows(
-        "UPDATE reply_jobs SET lease_expires_at = clock_timestamp(), ring_at = clock_timestamp() "
+        "UPDATE reply_jobs SET lease_expires_at = clock_timestamp(), ring_at = clock_timestamp(), rings = 0 "
         "WHERE message_id = %s RETURNING message_id",
         reply_id,
     )
 
 
-@pytest.mark.parametrize("content", ["[[fault=hang times=1]] during", "[[fault=hang_in_stream chunks=2 times=1 words=90]]"])
+@pytest.mark.parametrize(
+    "content", ["[[fault=hang times=1]] during", "[[fault=hang_in_stream chunks=2 times=1 words=90]]"]
+)
 def test_reply_comes_once_when_the_worker_is_killed_during_the_model_call(
     system: System, someone: Account, content: str
 ) -> None:
@@ -55,16 +56,18 @@ def test_reply_comes_once_when_the_worker_is_killed_during_the_model_call(
 def test_every_prompt_has_one_reply_counted_once_when_the_worker_is_killed_at_random_moments(
     system: System, sign_in: Callable[..., Account]
 ) -> None:
-    choose = random.Random(20)
-    people = [sign_in(via=system.client) for _ in range(3)]
+    choose = chance(20)
+    people = [sign_in(via=system.client) for _ in range(5)]
     rooms = [(person, person.open_room(title="killed")) for person in people for _ in range(3)]
-    sent = [(*room, room[0].prompt(room[1], "[[latency_ms=20]] short")) for room in rooms for _ in range(15)]
+    system.kill("worker")
+    sent = [(*room, room[0].prompt(room[1], "[[latency_ms=40]] short")) for room in rooms for _ in range(16)]
+    system["worker"].start()
     for _ in range(5):
-        # Starting takes a while; then all rooms are worked off, until the next kill.
+        # Starting takes a while; then all rooms are worked off, until the next kill. There is more than enough for all.
         wait_for(lambda: system.services.gemini.requests, every=0.01)
         time.sleep(choose.uniform(0.0, 0.25))
         system.kill("worker")
-        for person, _, reply_id in sent:
+        for _, _, reply_id in sent:
             expire_lease(system, reply_id)
         system.services.gemini.forget_requests()
         system["worker"].start()
@@ -74,7 +77,7 @@ def test_every_prompt_has_one_reply_counted_once_when_the_worker_is_killed_at_ra
     assert {person.read(room, reply)["status"] for person, room, reply in sent} == {"completed"}
     counts = system.rows("SELECT reply_to, count(*) AS replies FROM messages WHERE reply_to IS NOT NULL GROUP BY 1")
     assert {row.replies for row in counts} == {1}
-    assert [person.daily_usage() for person in people] == [45] * 3
+    assert [person.daily_usage() for person in people] == [48] * 5
 
 
 def test_prompt_that_kills_its_worker_each_time_fails_and_is_given_back_while_others_flow(
@@ -101,7 +104,7 @@ def test_prompt_that_kills_its_worker_each_time_fails_and_is_given_back_while_ot
 
 
 def test_prompt_is_given_back_once_when_the_worker_is_killed_around_it(system: System, someone: Account) -> None:
-    choose = random.Random(3)
+    choose = chance(3)
     room_ids = [someone.open_room(title="refunds") for _ in range(8)]
     for _ in range(3):
         replies = [(room, someone.prompt(room, "[[fault=400]]")) for room in room_ids for _ in range(3)]
@@ -116,28 +119,32 @@ def test_prompt_is_given_back_once_when_the_worker_is_killed_around_it(system: S
     assert someone.daily_usage() == 0
 
 
-def test_late_reply_of_a_worker_frozen_past_its_lease_is_refused(system: System, someone: Account) -> None:
-    # The first answer comes while its worker is frozen, the second worker's before that one thaws.
-    content = "[[latency_ms=1500]] frozen"
-    room_id = someone.open_room(title="frozen")
-    reply_id = someone.prompt(room_id, content)
-    wait_for(lambda: system.asked(content))
-    reader = Reader(someone, room_id, reply_id)
+def test_late_replies_of_a_worker_frozen_past_its_leases_are_refused(system: System, someone: Account) -> None:
+    # The first answers come, short ones, while their worker is frozen. It thaws while another is at the same replies.
+    rooms = [someone.open_room(title="frozen") for _ in range(6)]
+    system.services.gemini.add_fault(Fault(words=200, chunk_ms=100))
+    replies = [
+        (room, someone.prompt(room, f"[[latency_ms=1500 times=1]] frozen {number}"))
+        for number, room in enumerate(rooms)
+    ]
+    wait_for(lambda: len(system.asked("frozen")) == 6)
+    reader = Reader(someone, *replies[0])
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(reader.read_to_end, 90)
-        with system.frozen("worker"), system.another("worker"):
-            reply = finish(someone, room_id, reply_id)
+        with system.another("worker"):
+            with system.frozen("worker"):
+                wait_for(lambda: len(system.asked("frozen")) == 12, seconds=60, every=0.02)
+            ended = [finish(someone, *reply) for reply in replies]
         reading.result()
-        wait_for(lambda: {"late_reply_refused", "lease_lost"} & system.events_of("worker", reply_id), seconds=10)
 
-    assert reply["status"] == "completed"
-    assert someone.read(room_id, reply_id) == reply
-    assert reader.text == reply["content"]
-    assert len(system.asked(content)) == 2
-    assert someone.daily_usage() == 1
-    later = someone.prompt(room_id, "and now?")
-    assert finish(someone, room_id, later)["status"] == "completed"
-    assert f'user: "{content}"' in someone.read(room_id, later)["content"]
+    for (_, reply_id), reply in zip(replies, ended, strict=True):
+        assert {"late_reply_refused", "lease_lost"} & system.events_of("worker", reply_id)
+        assert reply["status"] == "completed"
+        assert "word-200" in reply["content"]
+    assert reader.text == ended[0]["content"]
+    assert len(system.asked("frozen")) == 12
+    assert someone.daily_usage() == 6
+    wait_all_ended(system, 1)
 
 
 def test_no_orphan_is_left_when_room_or_account_is_deleted_while_its_reply_runs(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import Account, race, wait_for
-from tests.system.support import System, finish, finished, send, wait_all_ended
+from tests.system.support import System, chance, finish, finished, send, wait_all_ended
 
 
 def use_up_all_but(system: System, account: Account, left: int) -> None:
@@ -145,7 +145,7 @@ def test_nothing_fails_when_rooms_replies_stops_and_deletions_race(
     until = time.monotonic() + 15
 
     def act(index: int) -> Counter[tuple[str, int]]:
-        choose, seen, person = random.Random(index), Counter[tuple[str, int]](), people[index % 2]
+        choose, seen, person = chance(index), Counter[tuple[str, int]](), people[index % 2]
         while time.monotonic() < until:
             what = choose.choice(["send"] * 6 + ["stop", "regenerate"] * 4 + ["list", "rename", "delete"])
             seen[what, act_once(person, rooms[person.id], what, choose)] += 1

@@ -119,8 +119,9 @@ def test_retries_that_wait_are_made_when_redis_restarts_meanwhile(
     system.kill_valkey()
     system.services.valkey_process.restart()
     if is_flushed:
+        assert system.services.valkey.wait_ready()
         with redis.Redis.from_url(system.services.valkey.url) as client:
-            wait_for(lambda: client.flushall())
+            client.flushall()
 
     for room, reply_id in zip(rooms, replies, strict=True):
         assert finish(someone, room, reply_id)["status"] == "completed"
@@ -148,6 +149,32 @@ def test_prompt_is_answered_when_web_is_killed_between_commit_and_ring(system: S
     replies = system.rows("SELECT status, content FROM messages WHERE room_id = %s AND reply_to IS NOT NULL", room_id)
     assert [reply.status for reply in replies] == ["completed"]
     assert len(system.asked("never rung for")) == 1
+
+
+def test_each_prompt_is_rung_for_once_and_answered_when_one_of_three_sweepers_is_killed(
+    system: System, someone: Account
+) -> None:
+    system["worker"].stop()
+    rooms = [someone.open_room(title="sweepers") for _ in range(40)]
+    with (
+        system.another("sweeper"),
+        system.another("sweeper"),
+        redis.Redis.from_url(system.services.valkey.url) as queue,
+    ):
+        replies = [someone.prompt(room, "swept") for room in rooms]
+        queue.flushall()
+        wait_for(lambda: queue.llen("{dramatiq}:replies") > 0, every=0.01)
+        system.kill("sweeper")
+        wait_for(lambda: queue.llen("{dramatiq}:replies") >= 40, seconds=20)
+        time.sleep(1)
+        rung = queue.llen("{dramatiq}:replies")
+        system["worker"].start()
+        for room, reply_id in zip(rooms, replies, strict=True):
+            assert finish(someone, room, reply_id)["status"] == "completed"
+
+    # What the killed one had taken and not rung for is taken again after some seconds, and may be rung for twice.
+    assert 40 <= rung <= 80
+    assert len(system.asked("swept")) == 40
 
 
 def test_reply_under_way_is_finished_when_redis_is_down_to_its_end(system: System, someone: Account) -> None:

@@ -33,9 +33,7 @@ def is_left(system: System, content: str) -> bool:
     return bool(asked) and all(request.was_left for request in asked)
 
 
-def test_stop_keeps_the_text_so_far_and_closes_the_call_when_the_model_writes(
-    system: System, someone: Account
-) -> None:
+def test_stop_keeps_the_text_so_far_and_closes_the_call_when_the_model_writes(system: System, someone: Account) -> None:
     room_id, reply_id = begin(system, someone)
     reader = Reader(someone, room_id, reply_id)
     with ThreadPoolExecutor(1) as pool:
@@ -112,7 +110,9 @@ def test_stop_gives_nothing_back_when_an_attempt_has_failed_before(system: Syste
     assert someone.daily_usage() == 1
 
 
-@pytest.mark.parametrize(("fault", "error", "used"), [("400", "upstream_rejected", 0), ("blocked", "safety_blocked", 1)])
+@pytest.mark.parametrize(
+    ("fault", "error", "used"), [("400", "upstream_rejected", 0), ("blocked", "safety_blocked", 1)]
+)
 def test_failure_gives_the_prompt_back_once_but_for_a_blocked_one(
     system: System, someone: Account, fault: str, error: str, used: int
 ) -> None:
@@ -137,10 +137,8 @@ def restart_valkey(system: System) -> None:
 
 
 @pytest.mark.parametrize("harm", [flush, restart_valkey, System.kill_valkey])
-@pytest.mark.parametrize("content", [ENDLESS, "[[fault=hang]]"])
-def test_stop_needs_no_redis(
-    system: System, someone: Account, content: str, harm: Callable[[System], None]
-) -> None:
+@pytest.mark.parametrize("content", [ENDLESS, pytest.param("[[fault=hang]]", marks=pytest.mark.slow)])
+def test_stop_needs_no_redis(system: System, someone: Account, content: str, harm: Callable[[System], None]) -> None:
     room_id, reply_id = begin(system, someone, content)
     time.sleep(0.5)
     harm(system)

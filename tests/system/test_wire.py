@@ -96,6 +96,9 @@ def test_no_request_fails_when_redis_goes_away_under_load(system: System, someon
             answer = someone.send(room_id, "hi") if index % 4 == 0 else someone.client.get(
                 "/chatroom", headers=someone.headers)  # fmt: skip
             seen.append((answer.status_code, answer.seconds))
+            if answer.status_code == 429:
+                # So many are accepted and wait for Redis.
+                assert answer.get_json()["error"] == "too_many_in_flight"
         return seen
 
     with ThreadPoolExecutor(12) as pool:
@@ -108,5 +111,5 @@ def test_no_request_fails_when_redis_goes_away_under_load(system: System, someon
             if stop == signal.SIGSTOP:
                 os.kill(pid, signal.SIGCONT)
 
-    assert {status for status, _ in answers} == {200, 201}
+    assert {200, 201} <= {status for status, _ in answers} <= {200, 201, 429}
     assert max(seconds for _, seconds in answers) < 2
