@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from flask import Flask
 
+from chatapi.catalogue import Catalogue
 from chatapi.dev.gemini_standin import Fault, GeminiStandin
 from chatapi.replies.generate import backoff_seconds
 from chatapi.replies.storable import storable
@@ -226,3 +229,33 @@ def test_retry_that_would_come_too_late_is_not_waited_for(
 
 def test_text_is_made_fit_for_storing() -> None:
     assert storable("a\x00b\ud800c🙂") == "a\ufffdb\ufffdc🙂"
+
+
+@pytest.mark.parametrize(("times", "status", "error"), [(2, "completed", None), (None, "failed", "context_too_long")])
+def test_model_that_finds_the_history_too_long_is_asked_with_less_of_it(
+    app: Flask,
+    account: Account,
+    gemini: GeminiStandin,
+    attempt: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    times: int | None,
+    status: str,
+    error: str | None,
+) -> None:
+    default = replace(app.extensions["catalogue"].default, context_tokens=2400)
+    monkeypatch.setitem(app.extensions, "catalogue", Catalogue((default,), default))
+    room_id = account.open_room()
+    for number in range(4):
+        attempt(account.prompt(room_id, f"prompt {number} " + "x" * 1000))
+    gemini.forget_requests()
+    gemini.add_fault(Fault("too_long", times=times))
+
+    reply_id = account.prompt(room_id, "last")
+    attempt(reply_id)
+
+    turns = [len(request.body["contents"]) for request in gemini.requests]
+    assert turns == sorted(turns, reverse=True)
+    assert turns[0] > turns[-1]
+    assert 3 <= len(turns) <= 5
+    reply = account.read(room_id, reply_id)
+    assert (reply["status"], reply.get("error")) == (status, error)
