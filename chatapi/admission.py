@@ -6,20 +6,24 @@ database connections for no more; streams and waits have the others to themselve
 
 from __future__ import annotations
 
+import io
 import select
 import socket
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, cast
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 from flask import Flask, current_app, request
 from werkzeug.wsgi import ClosingIterator
+
+from chatapi.parsing import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 PERMIT = "chatapi.permit"
+BODY_TIMEOUT_SECONDS = 15.0
 UNGATED = frozenset({"/health/live", "/health/ready", "/metrics"})
 """Who watches the service must be answered just when it is full."""
 
@@ -44,7 +48,11 @@ class Permit:
 
 
 class RequestGate:
-    """WSGI middleware that lets `most` ordinary requests run at once; the others wait their turn."""
+    """WSGI middleware that lets `most` ordinary requests run at once; the others wait their turn.
+
+    A body is read before its request takes a place: otherwise a few clients that announce one and send nothing would
+    keep everybody out. They hold a spare thread, and no longer than `BODY_TIMEOUT_SECONDS` without a byte.
+    """
 
     def __init__(self, application: WSGIApplication, most: int) -> None:
         self._application = application
@@ -53,6 +61,8 @@ class RequestGate:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] in UNGATED:
             return self._application(environ, start_response)
+        if not _receive_body(environ):
+            start_response = _closing(start_response)
         permit = environ[PERMIT] = Permit(self._places)
         permit.take()
         try:
@@ -61,6 +71,49 @@ class RequestGate:
             permit.give_back()
             raise
         return ClosingIterator(body, permit.give_back)
+
+
+class _CutBody:
+    """Stands for a body that did not arrive."""
+
+    def read(self, _size: int = -1) -> bytes:
+        """Fail, as reading it has failed."""
+        raise TimeoutError("The body did not arrive")
+
+
+def _closing(start_response: StartResponse) -> StartResponse:
+    """Return what has the server close the connection after the answer: nobody knows where the next request begins."""
+
+    def start(status: str, headers: list[tuple[str, str]], *exception: Any) -> Any:
+        return start_response(status, [*headers, ("Connection", "close")], *exception)
+
+    return start
+
+
+def _receive_body(environ: WSGIEnvironment) -> bool:
+    """Take the request's body off the connection; False if it did not arrive, which whoever reads it finds out.
+
+    One that is longer than any may be is left to be refused unread.
+    """
+    length = environ.get("CONTENT_LENGTH") or ""
+    is_chunked = bool(environ.get("wsgi.input_terminated")) and not length
+    announced = int(length[:18]) if length.isascii() and length.isdigit() else 0
+    if not is_chunked and not 0 < announced <= MAX_BODY_BYTES:
+        return True
+    connection = environ.get("gunicorn.socket")
+    if connection is not None:
+        connection.settimeout(BODY_TIMEOUT_SECONDS)
+    try:
+        body = environ["wsgi.input"].read(MAX_BODY_BYTES + 1 if is_chunked else announced)
+    except Exception:  # noqa: BLE001 - each server has its own for what is wrong with a body
+        environ["wsgi.input"] = _CutBody()
+        return False
+    else:
+        environ["wsgi.input"] = io.BytesIO(body)
+        return True
+    finally:
+        if connection is not None:
+            connection.settimeout(None)
 
 
 class WaitingRoom:
@@ -79,9 +132,7 @@ class WaitingRoom:
             if self.is_closing or self._inside >= self._most:
                 return False
             self._inside += 1
-        permit = request.environ.get(PERMIT)
-        if permit is not None:
-            cast("Permit", permit).give_back()
+        give_place_back()
         return True
 
     def leave(self) -> None:
@@ -103,8 +154,20 @@ class WaitingRoom:
                     cast("Permit", permit).take()
 
 
+def give_place_back(_error: BaseException | None = None) -> None:
+    """Make room for the next request; to be called when a request is done with, and its answer still to be sent.
+
+    A client that does not read its answer holds a thread for a while, and never a place. Answers that are made while
+    they are sent, such as exports, are done with when they are sent.
+    """
+    permit = request.environ.get(PERMIT)
+    if permit is not None:
+        cast("Permit", permit).give_back()
+
+
 def init_admission(app: Flask) -> None:
     """Bound what runs at once."""
+    app.teardown_request(give_place_back)
     app.wsgi_app = RequestGate(app.wsgi_app, app.config["WEB_THREADS"])  # type: ignore[method-assign]
     app.extensions["waiting_room"] = WaitingRoom(app.config["MAX_OPEN_STREAMS"])
 
@@ -123,7 +186,10 @@ def is_client_gone() -> bool:
     if connection is None:
         return False
     poll = select.poll()
-    with suppress(OSError, ValueError):  # It may be closed here, or cannot be looked into, such as TLS.
+    try:
         poll.register(connection, select.POLLIN)
         return bool(poll.poll(0)) and cast("bytes", connection.recv(1, socket.MSG_PEEK)) == b""
-    return False
+    except ConnectionError:  # It was reset.
+        return True
+    except (OSError, ValueError):  # It cannot be looked into, such as TLS.
+        return False

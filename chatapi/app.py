@@ -125,6 +125,7 @@ def _register_routes(app: Flask) -> None:
     """
     app.before_request(observability.begin_request)
     app.after_request(observability.end_request)
+    app.after_request(security.limit_send_time)
     app.before_request(identify_caller)
     security.init_limits(app)
     app.before_request(parsing.refuse_unknown_query)

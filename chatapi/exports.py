@@ -9,7 +9,6 @@ from uuid import UUID
 from flask import Response, current_app, stream_with_context
 
 from chatapi.errors import RateLimitedError, ServiceUnavailableError
-from chatapi.security import limit_send_time
 
 PIECE_CHARACTERS = 64 * 1024
 
@@ -57,7 +56,6 @@ def send_export(user_id: UUID, parts: Iterable[str], mimetype: str, filename: st
         headers={"Content-Disposition": f'attachment; filename="{filename}"'},
     )
     response.call_on_close(lambda: slots.give_back(user_id))
-    limit_send_time(response)
     return response
 
 

@@ -50,10 +50,10 @@ class StrictParser(FlaskParser):
 
     DEFAULT_UNKNOWN_BY_LOCATION = {**FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, "query": ma.RAISE, "json": ma.RAISE}  # noqa: RUF012 - webargs declares it so
 
-    def load_json(self, req: Request, schema: ma.Schema) -> Any:  # noqa: ARG002 - webargs' signature
-        """Return the body; none at all is an empty object."""
+    def load_json(self, req: Request, schema: ma.Schema) -> Any:
+        """Return the body; none at all is an empty object, where none is wanted also under a Content-Type."""
         body = _read_body(req)
-        if not body and not req.mimetype:
+        if not body and (not req.mimetype or (is_json_request(req) and not schema.fields)):
             return {}
         if "Content-Encoding" in req.headers or not is_json_request(req):
             raise UnsupportedMediaTypeError

@@ -13,7 +13,7 @@ from chatapi.errors import RateLimitedError, answer
 from chatapi.extensions import limiter
 
 SEND_TIMEOUT_SECONDS = 30
-"""For each piece of an answer that is streamed: who reads more slowly than a few kilobytes a second is cut off."""
+"""For each piece of an answer: who reads more slowly than a few kilobytes a second is cut off."""
 
 LIMITER_RETRY_AFTER = "X-Limiter-Retry-After"
 """Where Flask-Limiter is told to write its Retry-After, which it would put on every answer, also over a refusal's
@@ -39,14 +39,14 @@ def _answer_rate_limited(_error: RateLimitExceeded) -> Response:
     return answer(RateLimitedError(retry_after=max(1, wait)))
 
 
-def limit_send_time(response: Response) -> None:
+def limit_send_time(response: Response) -> Response:
     """Keep a client that does not read from holding a thread: gunicorn itself waits for ever.
 
     Another server than gunicorn may have no such socket to give; then nothing happens.
     """
     connection = request.environ.get("gunicorn.socket")
     if connection is None:
-        return
+        return response
     before = connection.gettimeout()
     connection.settimeout(SEND_TIMEOUT_SECONDS)
 
@@ -55,6 +55,7 @@ def limit_send_time(response: Response) -> None:
             connection.settimeout(before)
 
     response.call_on_close(restore)
+    return response
 
 
 def client_network(address: str | None) -> str:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -190,12 +191,13 @@ def test_who_finds_no_room_keeps_the_ordinary_place(app: Flask, held: Permit, *,
         assert room.enter()
     room.is_closing = is_closing
 
-    with app.test_request_context(environ_overrides={PERMIT: held}), room.visit() as is_inside:
-        assert not is_inside
+    with app.test_request_context(environ_overrides={PERMIT: held}):
+        with room.visit() as is_inside:
+            assert not is_inside
+            assert places(held._places) == 0
         assert places(held._places) == 0
 
     room.is_closing = False
-    assert places(held._places) == 0
     room.leave()
     with app.test_request_context():
         assert [room.enter(), room.enter()] == [True, False]
@@ -217,3 +219,40 @@ def test_every_place_is_free_after_answers_and_refusals(make_app: Callable[..., 
 
     assert statuses == [200, 200, 404, 401, 200]
     assert places(gate_of(app)) == 4
+
+
+@pytest.mark.parametrize("path", ["/auth/login", "/chatroom"])
+def test_clients_that_never_send_their_body_keep_nobody_out(app: Flask, path: str) -> None:
+    """As many as there are places, and more, each on a connection that stays silent."""
+    gate = RequestGate(lambda *_: [b"ok"], 1)
+    silent, sent = threading.Event(), threading.Event()
+
+    class Silent:
+        def read(self, _size: int) -> bytes:
+            silent.set()
+            sent.wait(10)
+            return b""
+
+    def call_silent(_index: int) -> None:
+        environ = create_environ(path, method="POST", content_length=100, environ_overrides={"wsgi.input": Silent()})
+        with closing(gate(environ, lambda *_: None)):  # type: ignore[type-var]
+            pass
+
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(call_silent, index) for index in range(3)]
+        assert silent.wait(5)
+        assert places(gate._places) == 1
+        sent.set()
+        for call in calls:
+            call.result(5)
+
+
+def test_place_is_free_before_the_answer_is_sent(make_app: Callable[..., Flask]) -> None:
+    app = make_app(WEB_THREADS="1")
+    permits: list[Permit] = []
+    with request_started.connected_to(lambda *_, **__: permits.append(request.environ[PERMIT]), app):
+        answer = app.test_client().get("/health", buffered=False)
+
+    assert places(permits[0]._places) == 1
+    answer.close()
+    assert places(permits[0]._places) == 1

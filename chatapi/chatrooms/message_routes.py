@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from flask import Response, request, stream_with_context, url_for
+from werkzeug.http import parse_list_header
 
 from chatapi.auth.tokens import current_user
 from chatapi.chatrooms import prompts, service, stops
@@ -27,11 +28,10 @@ from chatapi.chatrooms.stream import stream_reply, wait_for_reply
 from chatapi.extensions import in_transaction
 from chatapi.openapi import LOCATION_HEADER
 from chatapi.parsing import ApiBlueprint
-from chatapi.security import limit_send_time
 
 MAX_WAIT_SECONDS = 60
 
-_WAIT = re.compile(r'wait\s*=\s*"?([0-9]{1,9})"?', re.ASCII | re.IGNORECASE)
+_WAIT = re.compile(r'wait\s*=\s*(?:([0-9]+)|"([0-9]+)")', re.ASCII | re.IGNORECASE)
 
 STREAM_HEADERS = {
     "Cache-Control": "no-cache, no-transform",
@@ -104,7 +104,6 @@ def stream_message(position: dict[str, Any], chatroom_id: str, message_id: str) 
     events, leave = stream_reply(reply, user.session_id, last_event_id, MessageSchema().dump)
     response = Response(stream_with_context(events), mimetype="text/event-stream", headers=STREAM_HEADERS)
     response.call_on_close(leave)
-    limit_send_time(response)
     return response
 
 
@@ -139,7 +138,7 @@ def regenerate_message(
 
 
 def _keyed(headers: dict[str, Any], body: Any) -> KeyedRequest | None:
-    return keyed_request(headers["idempotency_key"], request.method, request.path, body)
+    return keyed_request(headers["idempotency_key"], request.method, request.path.lower(), body)
 
 
 def _headers(chatroom_id: str, accepted: prompts.AcceptedPrompt) -> dict[str, str]:
@@ -150,8 +149,9 @@ def _headers(chatroom_id: str, accepted: prompts.AcceptedPrompt) -> dict[str, st
 
 def _wait_seconds(prefer: str) -> int:
     """Return what `Prefer: wait=N` asks for, at most a minute; 0 without it. The first counts (RFC 7240, 2)."""
-    for preference in prefer.split(","):
+    for preference in parse_list_header(prefer):
         found = _WAIT.fullmatch(preference.split(";")[0].strip())
         if found:
-            return min(int(found[1]), MAX_WAIT_SECONDS)
+            digits = (found[1] or found[2]).lstrip("0")
+            return min(int(digits[:3] or 0), MAX_WAIT_SECONDS)
     return 0

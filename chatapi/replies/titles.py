@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -37,7 +38,12 @@ TITLE_SECONDS = 15.0
 MOST_AT_ONCE = 4
 """Titles share the worker's threads with replies, and must leave them theirs."""
 
-_slots = threading.BoundedSemaphore(MOST_AT_ONCE)
+MOST_WAITING = 1000
+"""Rooms that wait for a title in a process; one that finds no place is asked for again by its next reply."""
+
+_waiting: deque[UUID] = deque()
+_at_work = 0
+_lock = threading.Lock()
 
 log = structlog.get_logger(__name__)
 
@@ -68,14 +74,33 @@ def ring_title(room_id: UUID) -> None:
 def title_room(room_id: UUID, client: GeminiClient) -> None:
     """Give the room a title, if it has none and something was answered in it. Safe to run any number of times.
 
-    There is one attempt, and none while `MOST_AT_ONCE` others are under way.
+    There is one attempt. While `MOST_AT_ONCE` others are under way the room waits for one of their threads, and not in
+    this one.
     """
-    if not _slots.acquire(blocking=False):
-        return
-    try:
-        _title_room(room_id, client)
-    finally:
-        _slots.release()
+    global _at_work  # noqa: PLW0603 - one line for the whole process
+    with _lock:
+        if room_id not in _waiting and len(_waiting) < MOST_WAITING:
+            _waiting.append(room_id)
+        if _at_work >= MOST_AT_ONCE:
+            return
+        _at_work += 1
+    while (waiting := _next_waiting()) is not None:
+        try:
+            _title_room(waiting, client)
+        except Exception as error:  # noqa: BLE001 - those who wait in line must not suffer for it
+            log.warning("title_failed", room_id=str(waiting), reason=type(error).__name__, status=None)
+        finally:
+            db.session.remove()
+
+
+def _next_waiting() -> UUID | None:
+    """Take the next room of the line; None ends the work of this thread."""
+    global _at_work  # noqa: PLW0603
+    with _lock:
+        if _waiting:
+            return _waiting.popleft()
+        _at_work -= 1
+        return None
 
 
 def _title_room(room_id: UUID, client: GeminiClient) -> None:

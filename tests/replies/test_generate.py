@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import psycopg2
 import pytest
 from flask import Flask
 
+from chatapi import metrics
+from chatapi.broker import NAMESPACE
 from chatapi.catalogue import Catalogue
 from chatapi.dev.gemini_standin import Fault, GeminiStandin
 from chatapi.replies.generate import backoff_seconds
 from chatapi.replies.storable import storable
-from tests.support import Account
+from chatapi.replies.titles import TITLES_QUEUE
+from chatapi.replies.token_counter import token_counter
+from tests.support import Account, Services
 
 
 def test_reply_is_completed_with_text_model_and_usage(
@@ -259,3 +266,84 @@ def test_model_that_finds_the_history_too_long_is_asked_with_less_of_it(
     assert 3 <= len(turns) <= 5
     reply = account.read(room_id, reply_id)
     assert (reply["status"], reply.get("error")) == (status, error)
+
+
+def test_count_of_tokens_learns_from_what_the_model_reports(
+    app: Flask,
+    account: Account,
+    attempt: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entry = replace(app.extensions["catalogue"].default, model="model-of-this-test")
+    monkeypatch.setitem(app.extensions, "catalogue", Catalogue((entry,), entry))
+    content = "漢字" * 500
+    before = token_counter.count(entry.model, content)
+
+    attempt(account.prompt(account.open_room(), content))
+
+    assert token_counter.count(entry.model, content) < before
+
+
+@pytest.mark.usefixtures("gemini")
+def test_attempts_are_counted_and_timed(
+    account: Account, attempt: Callable[..., None], make_due: Callable[[str], None]
+) -> None:
+    def figures() -> dict[str, float]:
+        samples = [each for found in metrics.collectors() for metric in found.collect() for each in metric.samples]
+        return {f"{each.name}{sorted(each.labels.items())}": each.value for each in samples}
+
+    before = figures()
+    reply_id = account.prompt(account.open_room(), "hello [[fault=503 times=1]]")
+    attempt(reply_id)
+    make_due(reply_id)
+    attempt(reply_id)
+    after = figures()
+
+    grown = {name for name, value in after.items() if value > before.get(name, 0)}
+    assert "chatapi_replies_accepted_total[]" in grown
+    assert "chatapi_replies_completed_total[]" in grown
+    assert "chatapi_reply_retries_total[('reason', 'upstream_unavailable')]" in grown
+    assert "chatapi_reply_first_text_seconds_count[]" in grown
+    assert "chatapi_reply_duration_seconds_count[]" in grown
+    assert "chatapi_reply_tokens_total[('kind', 'output')]" in grown
+
+
+@pytest.mark.usefixtures("gemini")
+@pytest.mark.parametrize(("title", "rings"), [(None, 1), ("mine", 0)])
+def test_completed_reply_rings_for_the_title_of_a_room_that_has_none(
+    app: Flask, account: Account, attempt: Callable[..., None], title: str | None, rings: int
+) -> None:
+    queue, client = f"{NAMESPACE}:{TITLES_QUEUE}", app.extensions["broker"].client
+    room_id = account.open_room(title=title)
+    reply_id = account.prompt(room_id, "hello")
+    client.delete(queue, f"{queue}.msgs")
+
+    attempt(reply_id)
+
+    assert client.llen(queue) == rings
+
+
+@pytest.mark.slow
+def test_end_is_written_when_postgresql_takes_it_again(
+    services: Services, account: Account, gemini: GeminiStandin, attempt: Callable[..., None]
+) -> None:
+    room_id = account.open_room()
+    reply_id = account.prompt(room_id, "hello")
+    gemini.add_fault(Fault(latency_ms=500))
+    connection = psycopg2.connect(services.postgres.url)
+
+    def lock_beyond_the_lock_timeout() -> None:
+        time.sleep(0.3)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT FROM messages WHERE id = %s FOR UPDATE", (reply_id,))
+        time.sleep(7)
+        connection.rollback()
+
+    thread = threading.Thread(target=lock_beyond_the_lock_timeout)
+    thread.start()
+    attempt(reply_id)
+    thread.join()
+    connection.close()
+
+    assert account.read(room_id, reply_id)["status"] == "completed"
+    assert len(gemini.requests) == 1

@@ -74,3 +74,45 @@ def test_export_that_is_not_read_is_cut_off_and_its_slot_is_free_again(
         )
 
     assert time.monotonic() - asked_at > security.SEND_TIMEOUT_SECONDS / 2
+
+
+def test_service_goes_on_when_bodies_are_announced_and_not_sent(
+    system: System, sign_in: Callable[..., Account]
+) -> None:
+    account = sign_in(via=system.client)
+    head = b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+    with ExitStack() as stack:
+        for _ in range(60):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", system.port)))
+            connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
+        time.sleep(1)
+        answers = [account.call("GET", "/user/me") for _ in range(8)]
+
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert max(answer.seconds for answer in answers) < 5
+
+
+def test_service_goes_on_when_long_answers_are_not_read(system: System, sign_in: Callable[..., Account]) -> None:
+    account = sign_in(via=system.client)
+    room_id = account.open_room()
+    system.rows(
+        "INSERT INTO messages (id, room_id, seq, message_type, content, status) "
+        "SELECT gen_random_uuid(), %s, n, 'user', repeat('hello ', 6000), 'completed' "
+        "FROM generate_series(1, 200) AS n RETURNING seq",
+        room_id,
+    )
+    head = f"GET /chatroom/{room_id}?limit=200 HTTP/1.1\r\nHost: localhost\r\n"
+
+    with ExitStack() as stack:
+        for _ in range(60):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.connect(("127.0.0.1", system.port))
+            connection.sendall(f"{head}Authorization: Bearer {account.token}\r\n\r\n".encode())
+        time.sleep(8)  # Until they are made; sending them is what takes for ever.
+        others = sign_in(via=system.client)
+        answers = [others.call("GET", "/user/me") for _ in range(8)]
+
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert max(answer.seconds for answer in answers) < 5
