@@ -38,6 +38,7 @@ def ask_for_export(system: System, account: Account) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_service_goes_on_when_many_exports_are_not_read(system: System, sign_in: Callable[..., Account]) -> None:
     accounts = [sign_in(via=system.client) for _ in range(10)]
     for account in accounts:
@@ -93,6 +94,7 @@ def test_service_goes_on_when_bodies_are_announced_and_not_sent(
     assert max(answer.seconds for answer in answers) < 5
 
 
+@pytest.mark.slow
 def test_service_goes_on_when_long_answers_are_not_read(system: System, sign_in: Callable[..., Account]) -> None:
     account = sign_in(via=system.client)
     room_id = account.open_room()

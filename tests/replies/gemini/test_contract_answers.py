@@ -19,6 +19,7 @@ SLOW_ANSWERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", SLOW_ANSWERS.values(), ids=SLOW_ANSWERS)
 def test_call_times_out_when_bytes_keep_dripping(way: Way, pieces: list[bytes]) -> None:
     pieces = [piece.replace(b"GOOD", way.body(way.element())) for piece in pieces]
