@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -13,7 +15,7 @@ import pytest
 from flask import Flask, request, request_started
 from werkzeug.test import Client, create_environ
 
-from chatapi.admission import PERMIT, Permit, RequestGate, WaitingRoom, waiting_room
+from chatapi.admission import PERMIT, Permit, RequestGate, WaitingRoom, is_client_gone, waiting_room
 from tests.support import race, wait_for
 
 
@@ -256,3 +258,18 @@ def test_place_is_free_before_the_answer_is_sent(make_app: Callable[..., Flask])
     assert places(permits[0]._places) == 1
     answer.close()
     assert places(permits[0]._places) == 1
+
+
+@pytest.mark.parametrize("how", ["closed", "reset", "silent"])
+def test_client_that_has_left_is_noticed(app: Flask, how: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        connection, _ = server.accept()
+        with connection, client:
+            if how == "reset":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if how != "silent":
+                client.close()
+                time.sleep(0.1)
+            with app.test_request_context(environ_overrides={"gunicorn.socket": connection}):
+                assert is_client_gone() == (how != "silent")

@@ -172,6 +172,7 @@ def test_worker_ends_its_call_when_the_reply_is_stopped(
 
     assert time.monotonic() - begun < 1.9  # The worker did it, or the token would be another.
     assert message["content"] == "Grüße 🙂"
+    assert message["model"] == "gemini-3.5-flash"
     assert tuple(sql(STORED, id=reply_id)) == ("stopped", "Grüße 🙂", token)
     attempted.result(timeout=5)
     assert account.daily_usage() == 1

@@ -67,6 +67,18 @@ def test_call_is_cancelled_when_the_lease_is_lost(
         assert held.call(60).is_cancelled
 
 
+def test_lease_that_goes_with_the_end_is_not_taken_for_lost(
+    keeper: LeaseKeeper, lease: Lease, sql: Callable[..., Any]
+) -> None:
+    with keeper.hold(lease) as held:
+        call = held.call(60)
+        held.is_ending = True
+        sql(LOSSES["ended"], id=lease.message_id)
+        time.sleep(1.2)
+
+        assert not call.is_cancelled
+
+
 def test_call_goes_on_while_nothing_is_the_matter(
     app: Flask, keeper: LeaseKeeper, lease: Lease, sign_in: Callable[..., Account], sql: Callable[..., Any]
 ) -> None:
