@@ -69,8 +69,14 @@ class LeaseLostError(Exception):
     """Somebody else has the job now; nothing of ours may be stored."""
 
 
+LEASE_COLUMNS = """
+    job.message_id, job.room_id, job.user_id, job.lease_token, job.attempts, reply.charged_day,
+    extract(epoch FROM clock_timestamp() - job.created_at)::float AS age_seconds
+"""
+"""What `lease_of` reads, of a job that was just taken and the reply's message."""
+
 # The message is locked before the job, in the order that holds everywhere. No attempt is counted: this is not one.
-_SEIZE = text("""
+_SEIZE = text(f"""
     WITH reply AS (
         SELECT id, charged_day FROM messages WHERE id = :message_id FOR UPDATE
     ), job AS (
@@ -81,10 +87,8 @@ _SEIZE = text("""
         WHERE message_id = (SELECT id FROM reply)
         RETURNING *
     )
-    SELECT job.message_id, job.room_id, job.user_id, job.lease_token, job.attempts, reply.charged_day,
-           extract(epoch FROM clock_timestamp() - job.created_at)::float AS age_seconds
-    FROM job, reply
-""")
+    SELECT {LEASE_COLUMNS} FROM job, reply
+""")  # noqa: S608 - of our own constants
 
 _WRITE_END = text("""
     UPDATE messages SET
@@ -99,7 +103,7 @@ _NEXT_IN_ROOM = text("SELECT message_id FROM reply_jobs WHERE room_id = :room_id
 
 
 def lease_of(row: Any) -> Lease:
-    """Return the lease that a row of a taken job tells of."""
+    """Return the lease that a row of `LEASE_COLUMNS` tells of."""
     return Lease(
         row.message_id,
         row.room_id,

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import CursorResult, text
 
-from chatapi.chatrooms.endings import LEASE_SECONDS, Lease, lease_of
+from chatapi.chatrooms.endings import LEASE_COLUMNS, LEASE_SECONDS, Lease, lease_of
 from chatapi.extensions import db
 
 RENEW_EVERY_SECONDS = 10
@@ -23,7 +23,7 @@ MAX_RING_SECONDS = 60
 # The message is locked before the job, in the order that holds everywhere. The attempt is counted here, before the
 # work: a prompt that kills its worker is thereby bounded. No reply runs before an earlier one of its room is done, and
 # none that is to be stopped.
-_TAKE = text("""
+_TAKE = text(f"""
     WITH reply AS (
         SELECT id, charged_day FROM messages WHERE id = :message_id FOR UPDATE
     ), job AS (
@@ -42,10 +42,8 @@ _TAKE = text("""
     ), shown AS (
         UPDATE messages SET status = 'processing', updated_at = now() WHERE id = (SELECT message_id FROM job)
     )
-    SELECT job.message_id, job.room_id, job.user_id, job.lease_token, job.attempts, reply.charged_day,
-           extract(epoch FROM clock_timestamp() - job.created_at)::float AS age_seconds
-    FROM job, reply
-""")
+    SELECT {LEASE_COLUMNS} FROM job, reply
+""")  # noqa: S608 - of our own constants
 
 _LOOK_AFTER = text("""
     SELECT lease_token, stop_requested_at IS NOT NULL AS is_to_stop FROM reply_jobs
@@ -86,7 +84,7 @@ _TAKE_DUE = text("""
 """)
 
 # What nobody works on and nobody shall: too old, or to be stopped by somebody who died over it.
-_SEIZE_OVERDUE = text("""
+_SEIZE_OVERDUE = text(f"""
     WITH job AS (
         UPDATE reply_jobs
         SET lease_token = nextval('reply_lease_token'),
@@ -100,11 +98,9 @@ _SEIZE_OVERDUE = text("""
         )
         RETURNING *
     )
-    SELECT job.message_id, job.room_id, job.user_id, job.lease_token, job.attempts, reply.charged_day,
-           extract(epoch FROM clock_timestamp() - job.created_at)::float AS age_seconds,
-           job.stop_requested_at IS NOT NULL AS is_to_stop
+    SELECT {LEASE_COLUMNS}, job.stop_requested_at IS NOT NULL AS is_to_stop
     FROM job JOIN messages AS reply ON reply.id = job.message_id
-""")
+""")  # noqa: S608 - of our own constants
 
 
 def take_lease(message_id: UUID) -> Lease | None:
