@@ -61,23 +61,22 @@ def resident_megabytes(system: System) -> float:
     return total / 1024
 
 
-def test_worker_keeps_a_hundred_replies_in_flight_when_the_model_takes_a_second(
-    system: System, someone: Account
-) -> None:
-    system.services.gemini.add_fault(Fault(latency_ms=1000))
-    fill(system, someone, 1500)
-    wait_for(lambda: count_completed(system, someone) > 150, every=0.05)
+def test_worker_keeps_a_hundred_replies_in_flight(system: System, someone: Account) -> None:
+    # Long enough at the model that what the machine does in a second is not what is measured: `bench/` does that.
+    at_the_model = 4
+    system.services.gemini.add_fault(Fault(latency_ms=at_the_model * 1000))
+    fill(system, someone, 1000)
+    wait_for(lambda: count_in_flight(system) >= 100, every=0.05, seconds=60)
 
     began, completed, in_flight = time.monotonic(), count_completed(system, someone), []
-    while time.monotonic() < began + 8:
+    while time.monotonic() < began + 3 * at_the_model:
         in_flight.append(count_in_flight(system))
         time.sleep(0.2)
     rate = (count_completed(system, someone) - completed) / (time.monotonic() - began)
 
     assert statistics.median(in_flight) >= 100, in_flight
-    # Each is at the model for a second, so this is how many were there at a time, by Little's law. The stand-in is in
-    # this process and has a part of the same two processors, hence the slack.
-    assert rate > 50, rate
+    # A lease alone may wait for something else: how many were at the model at a time, by Little's law.
+    assert rate * at_the_model > 80, rate
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
