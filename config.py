@@ -15,6 +15,7 @@ from dotenv import dotenv_values
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validates_schema
 from marshmallow.validate import OneOf, Range
 
+from config_billing import Words, faults_of_billing, secret_key
 from config_models import ModelList, fault_of_default, model_name, models_or_one
 
 ROOT = Path(__file__).resolve().parent
@@ -93,6 +94,7 @@ class SettingsSchema(Schema):
     HOST = fields.String(load_default=None)
     PORT = Count(5000, most=65535)
     PUBLIC_URL = Url(("http", "https"), load_default=None)
+    FRONTEND_URL = Url(("http", "https"), load_default=None)
 
     DATABASE_URL = Url(("postgresql", "postgres", "postgresql+psycopg2"), load_default=None)
     DATABASE_DIRECT_URL = Url(("postgresql", "postgres", "postgresql+psycopg2"), load_default=None)
@@ -124,6 +126,11 @@ class SettingsSchema(Schema):
     MAX_IN_FLIGHT_PER_USER = Count(50)
     MAX_OPEN_STREAMS = Count(512, least=0, most=10_000)
 
+    STRIPE_SECRET_KEY = fields.String(load_default=None, validate=secret_key)
+    STRIPE_WEBHOOK_SECRET = Words("whsec_")
+    STRIPE_PRICE_ID = Words("price_", "plan_")
+    STRIPE_API_BASE = Url(("http", "https"), load_default="https://api.stripe.com")
+    BILLING_GRACE_DAYS = Count(3, least=0, most=365)
     BASIC_DAILY_PROMPTS = Count(5, least=0)
     RATE_LIMIT_WINDOW_MS = Count(900_000, least=1000)
     RATE_LIMIT_MAX_REQUESTS = Count(100)
@@ -186,6 +193,7 @@ class SettingsSchema(Schema):
         secret = settings["JWT_SECRET"] or ""
         if fault := _fault_of_secret(secret):
             faults["JWT_SECRET"] = fault
+        faults.update(faults_of_billing(settings))
         if faults:
             raise ValidationError(faults)
 
@@ -244,6 +252,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
         settings["REDIS_URL"] = settings["REDIS_URL"] or f"unix://{DATA_DIR}/valkey.sock"
         settings["JWT_SECRET"] = settings["JWT_SECRET"] or development_secret()
         settings["OTP_DELIVERY"] = settings["OTP_DELIVERY"] or "echo"
+        settings["FRONTEND_URL"] = settings["FRONTEND_URL"] or f"http://localhost:{settings['PORT']}"
     settings["DATABASE_URL"] = sqlalchemy_url(settings["DATABASE_URL"])
     settings["DATABASE_DIRECT_URL"] = sqlalchemy_url(settings["DATABASE_DIRECT_URL"] or settings["DATABASE_URL"])
     settings["GEMINI_MODELS"] = models_or_one(settings["GEMINI_MODELS"], settings["GEMINI_MODEL"])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from flask import Flask, current_app, request
 from werkzeug.wsgi import ClosingIterator
 
-from chatapi.parsing import MAX_BODY_BYTES
+from chatapi.parsing import max_body_bytes
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -98,13 +98,14 @@ def _receive_body(environ: WSGIEnvironment) -> bool:
     length = environ.get("CONTENT_LENGTH") or ""
     is_chunked = bool(environ.get("wsgi.input_terminated")) and not length
     announced = int(length[:18]) if length.isascii() and length.isdigit() else 0
-    if not is_chunked and not 0 < announced <= MAX_BODY_BYTES:
+    longest = max_body_bytes(environ["PATH_INFO"])
+    if not is_chunked and not 0 < announced <= longest:
         return True
     connection = environ.get("gunicorn.socket")
     if connection is not None:
         connection.settimeout(BODY_TIMEOUT_SECONDS)
     try:
-        body = environ["wsgi.input"].read(MAX_BODY_BYTES + 1 if is_chunked else announced)
+        body = environ["wsgi.input"].read(longest + 1 if is_chunked else announced)
     except Exception:  # noqa: BLE001 - each server has its own for what is wrong with a body
         environ["wsgi.input"] = _CutBody()
         return False

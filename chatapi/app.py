@@ -21,11 +21,14 @@ from chatapi.chatrooms.routes import blueprint as chatrooms
 from chatapi.errors import register_error_handlers
 from chatapi.extensions import REDIS_OPTIONS, JSONCacheSerializer, api, cache, db, migrate
 from chatapi.logs import configure_logging
+from chatapi.subscriptions.gateway import init_gateway
+from chatapi.subscriptions.routes import blueprint as subscriptions
+from chatapi.subscriptions.webhook_routes import blueprint as webhook
 from chatapi.users.routes import blueprint as users
 from config import ROOT, ConfigError, load_settings
 
-PUBLIC = (observability.blueprint, scrape.blueprint, auth)
-PROTECTED = (sessions, users, chatrooms, messages, models)
+PUBLIC = (observability.blueprint, scrape.blueprint, auth, webhook)
+PROTECTED = (sessions, users, chatrooms, messages, models, subscriptions)
 """Every route of these needs a good token; a route in a new blueprint is one or the other, and it is said here."""
 
 MIGRATIONS = ROOT / "migrations"
@@ -116,6 +119,7 @@ def _init_extensions(app: Flask) -> None:
     init_live(app)
     init_admission(app)
     init_catalogue(app)
+    init_gateway(app)
 
 
 def _register_routes(app: Flask) -> None:

@@ -23,6 +23,9 @@ from chatapi.extensions import REDIS_OPTIONS
 NAMESPACE = "{dramatiq}"
 """In braces, so that all keys of the queue share one slot of a Redis Cluster."""
 
+CHORES_QUEUE = "chores"
+"""What is neither a reply nor a title: slow replies must not keep it waiting, so it has a process of its own."""
+
 WORKER_SOCKET_TIMEOUT_SECONDS = 5
 
 log = structlog.get_logger(__name__)

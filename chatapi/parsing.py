@@ -18,6 +18,8 @@ from chatapi.errors import BadRequestError, UnsupportedMediaTypeError, Validatio
 from chatapi.schemas import ErrorSchema
 
 MAX_BODY_BYTES = 64 * 1024
+WEBHOOK_PATH = "/webhook/stripe"
+MAX_WEBHOOK_BYTES = 1024 * 1024
 
 V = TypeVar("V", bound=Callable[..., Any])
 
@@ -52,7 +54,7 @@ class StrictParser(FlaskParser):
 
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         """Return the body; none at all is an empty object, where none is wanted also under a Content-Type."""
-        body = _read_body(req)
+        body = read_body(req)
         if not body and (not req.mimetype or (is_json_request(req) and not schema.fields)):
             return {}
         if "Content-Encoding" in req.headers or not is_json_request(req):
@@ -77,14 +79,23 @@ def _is_location(messages: dict[str, Any]) -> bool:
     return location in core.Parser.__location_map__ and isinstance(fields, dict)
 
 
-def _read_body(req: Request) -> bytes:
+def max_body_bytes(path: str) -> int:
+    """Return how long a body sent to `path` may be."""
+    return MAX_WEBHOOK_BYTES if path == WEBHOOK_PATH else MAX_BODY_BYTES
+
+
+def read_body(req: Request) -> bytes:
+    """Return the body as it came. Raises `BadRequestError` if it cannot be read, 413 if it is too long."""
+    longest = max_body_bytes(req.path)
+    # One more than is allowed: a chunked body that is longer is cut there in silence, and found here.
+    req.max_content_length = longest + 1
     try:
         body = req.get_data(cache=True)
     except HTTPException:
         raise
     except Exception as error:
         raise BadRequestError("The body could not be read") from error
-    if len(body) > MAX_BODY_BYTES:
+    if len(body) > longest:
         raise RequestEntityTooLarge
     return body
 

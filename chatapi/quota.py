@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from http import HTTPStatus
-from typing import Any
 from uuid import UUID
 
 from flask import current_app
-from sqlalchemy import Date, LargeBinary, Row, text
+from sqlalchemy import Date, LargeBinary, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from chatapi.errors import ChatAPIError
@@ -24,6 +24,15 @@ class DailyUsage(Base):
     number_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
     day: Mapped[date] = mapped_column(Date, primary_key=True)
     used: Mapped[int]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What is used of a UTC day, read at a time within it by the database's clock."""
+
+    used: int
+    read_at: datetime
+    resets_at: datetime
 
 
 class DailyLimitReachedError(ChatAPIError):
@@ -76,20 +85,21 @@ def refund(user_id: UUID, day: date) -> None:
 
 def used_today(user_id: UUID) -> int:
     """Return how many prompts the user has used this UTC day."""
-    used: int = _usage(user_id).used
-    return used
+    return read_usage(user_id).used
 
 
-def _usage(user_id: UUID) -> Row[Any]:
-    return db.session.execute(_USED_TODAY, {"user_id": user_id}).one()
+def read_usage(user_id: UUID) -> Usage:
+    """Return how many prompts the user has used this UTC day, and when that ends."""
+    row = db.session.execute(_USED_TODAY, {"user_id": user_id}).one()
+    return Usage(row.used, row.now, next_midnight(row.now))
 
 
 def _limit_reached(user_id: UUID, limit: int) -> DailyLimitReachedError:
-    usage = _usage(user_id)
-    resets_at = next_midnight(usage.now)
+    usage = read_usage(user_id)
+    resets_at = rfc3339(usage.resets_at)
     return DailyLimitReachedError(
-        extra={"daily_usage_count": usage.used, "limit": limit, "tier": "basic", "resets_at": rfc3339(resets_at)},
-        retry_after=max(1, int((resets_at - usage.now).total_seconds())),
+        extra={"daily_usage_count": usage.used, "limit": limit, "tier": "basic", "resets_at": resets_at},
+        retry_after=max(1, int((usage.resets_at - usage.read_at).total_seconds())),
     )
 
 

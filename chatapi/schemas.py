@@ -134,6 +134,10 @@ def rfc3339(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+class NothingSchema(ApiSchema):
+    """No member at all; there need be no body either."""
+
+
 class DoneSchema(ApiSchema):
     """What was done."""
 
@@ -160,6 +164,7 @@ __all__ = [
     "Flag",
     "MobileNumber",
     "Name",
+    "NothingSchema",
     "QueryCount",
     "Text",
     "Timestamp",

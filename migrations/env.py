@@ -6,7 +6,8 @@ from sqlalchemy import create_engine, pool, text
 
 import chatapi.auth.models
 import chatapi.chatrooms.models
-import chatapi.quota  # noqa: F401 - all models must be known before a comparison
+import chatapi.quota
+import chatapi.subscriptions.models  # noqa: F401 - all models must be known before a comparison
 from chatapi.extensions import Base
 
 LOCK_TIMEOUT = "5s"

@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, select, update
 from chatapi.auth.gateways import DeliveryFailedError, OtpMessage, configured_gateway
 from chatapi.auth.models import OutboxMessage
 from chatapi.auth.otp import OTP_TTL_SECONDS, Purpose
-from chatapi.broker import ring
+from chatapi.broker import CHORES_QUEUE, ring
 from chatapi.extensions import db, delete_some, in_transaction
 from chatapi.ids import uuid7
 from chatapi.keys import derived_key, hash_number
@@ -26,7 +26,6 @@ RETRY_SECONDS = 15
 """When a code that was not delivered is due again: longer than one attempt can take."""
 
 DELIVER_OTP = "deliver_otp"
-CHORES_QUEUE = "chores"
 
 log = structlog.get_logger(__name__)
 

@@ -16,7 +16,6 @@ from chatapi.chatrooms.models import Message
 from chatapi.chatrooms.schemas import (
     MessageAnswerSchema,
     MessageSchema,
-    NothingSchema,
     PromptHeadersSchema,
     RegeneratedSchema,
     SendHeadersSchema,
@@ -28,6 +27,7 @@ from chatapi.chatrooms.stream import stream_reply, wait_for_reply
 from chatapi.extensions import in_transaction
 from chatapi.openapi import LOCATION_HEADER
 from chatapi.parsing import ApiBlueprint
+from chatapi.schemas import NothingSchema
 
 MAX_WAIT_SECONDS = 60
 

@@ -202,10 +202,6 @@ class SentMessageSchema(ApiSchema):
     ai_message = fields.Nested(MessageSchema, required=True)
 
 
-class NothingSchema(ApiSchema):
-    """No member at all; there need be no body either."""
-
-
 class RegeneratedSchema(ApiSchema):
     """The new reply to an earlier prompt, on its way."""
 

@@ -12,8 +12,7 @@ import redis
 from flask import current_app
 from sqlalchemy import text
 
-from chatapi.auth.delivery import CHORES_QUEUE
-from chatapi.broker import NAMESPACE, QueueBroker
+from chatapi.broker import CHORES_QUEUE, NAMESPACE, QueueBroker
 from chatapi.chatrooms.prompts import REPLIES_QUEUE
 from chatapi.extensions import db
 from chatapi.replies.titles import TITLES_QUEUE

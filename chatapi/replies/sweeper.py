@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
+from uuid import UUID
 
 import structlog
 from flask import current_app
@@ -17,13 +20,16 @@ from chatapi.auth.limits import prune_limits
 from chatapi.auth.otp import prune_codes
 from chatapi.auth.service import prune_signups
 from chatapi.auth.sessions import prune_sessions
-from chatapi.broker import is_reachable
+from chatapi.broker import CHORES_QUEUE, is_reachable, ring
 from chatapi.chatrooms.endings import Ending, conclude
 from chatapi.chatrooms.idempotency import prune_keys
 from chatapi.chatrooms.prompts import ring_reply
 from chatapi.chatrooms.stops import stopped
 from chatapi.extensions import db, in_batches, in_transaction
 from chatapi.replies.jobs import seize_overdue, take_due_jobs
+from chatapi.subscriptions.closures import CLOSE_CUSTOMER, take_due_closures
+from chatapi.subscriptions.events import HANDLE_EVENT, prune_events, take_due_events
+from chatapi.subscriptions.reconcile import RECONCILE, take_due_reconciliation
 
 SWEEP_EVERY_SECONDS = 1.0
 CLEAN_EVERY_SECONDS = 60.0
@@ -33,6 +39,15 @@ OVERDUE_EVERY_SECONDS = 5.0
 STOP_GRACE_SECONDS = 10.0
 """How long whoever stops a reply has to end it; if they died over it, the sweeper does."""
 BATCH = 200
+
+DUE: tuple[tuple[Callable[[int], list[UUID]], Callable[[UUID], object]], ...] = (
+    (take_due_jobs, ring_reply),
+    (take_due_deliveries, ring_delivery),
+    (take_due_events, partial(ring, HANDLE_EVENT, CHORES_QUEUE)),
+    (take_due_closures, partial(ring, CLOSE_CUSTOMER, CHORES_QUEUE)),
+    (take_due_reconciliation, partial(ring, RECONCILE, CHORES_QUEUE)),
+)
+"""What the sweeper rings for: how due rows are taken, and what is rung for each."""
 
 log = structlog.get_logger(__name__)
 
@@ -63,18 +78,21 @@ def sweep() -> int:
     """
     rung = 0
     while is_reachable():
-        replies = in_transaction(lambda: take_due_jobs(BATCH))
-        deliveries = in_transaction(lambda: take_due_deliveries(BATCH))
-        for message_id in replies:
-            ring_reply(message_id)
-        for outbox_id in deliveries:
-            ring_delivery(outbox_id)
-        rung += len(replies) + len(deliveries)
-        if len(replies) < BATCH and len(deliveries) < BATCH:
+        batches = [_ring_batch(take, ring_one) for take, ring_one in DUE]
+        rung += sum(batches)
+        if max(batches) < BATCH:
             break
     if rung:
         log.info("swept", rung=rung)
     return rung
+
+
+def _ring_batch(take: Callable[[int], list[UUID]], ring_one: Callable[[UUID], object]) -> int:
+    """Ring for some of what is due of one kind; return how much it was."""
+    due = in_transaction(lambda: take(BATCH))
+    for row_id in due:
+        ring_one(row_id)
+    return len(due)
 
 
 def end_overdue() -> int:
@@ -101,5 +119,5 @@ def clean() -> None:
 
     In batches, each in a transaction of its own, so that none is long whatever has gathered.
     """
-    for prune in (prune_codes, prune_outbox, prune_signups, prune_sessions, prune_limits, prune_keys):
+    for prune in (prune_codes, prune_outbox, prune_signups, prune_sessions, prune_limits, prune_keys, prune_events):
         in_batches(prune, CLEAN_SECONDS)

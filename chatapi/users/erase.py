@@ -11,11 +11,12 @@ from chatapi.auth.delivery import forget_deliveries
 from chatapi.auth.models import OtpCode, User
 from chatapi.extensions import db
 from chatapi.keys import hash_number
+from chatapi.subscriptions.closures import close_account
 
 ERASE_TIMEOUT_SECONDS = 120
 """An account may hold very many messages, and nothing of it may be left."""
 
-BEFORE_ERASE: tuple[Callable[[User], None], ...] = ()
+BEFORE_ERASE: tuple[Callable[[User], None], ...] = (close_account,)
 """Called with the account, its row locked, before it goes, in the transaction that erases it. Here a feature notes
 what it must still do elsewhere afterwards, in a row that does not hang on the account, such as a subscription to be
 cancelled at the payment provider. What it raises keeps the account."""

@@ -17,9 +17,22 @@ from chatapi.extensions import Base, db, in_transaction
 from chatapi.keys import hash_number
 from chatapi.quota import DailyUsage
 from chatapi.schemas import rfc3339
+from chatapi.subscriptions.models import BillingCustomer, Subscription
 
 ROOMS_AT_ONCE = 50
 MESSAGES_AT_ONCE = 200
+SUBSCRIPTION_FIELDS = (
+    "id",
+    "stripe_subscription_id",
+    "status",
+    "price_id",
+    "cancel_at_period_end",
+    "started_at",
+    "ended_at",
+    "current_period_end",
+    "pro_until",
+    "created_at",
+)
 
 
 def write_account(account: dict[str, Any], user: User) -> Iterator[str]:
@@ -43,7 +56,7 @@ def write_account(account: dict[str, Any], user: User) -> Iterator[str]:
 
 
 def _belongings(user: User) -> dict[str, Any]:
-    """Return what there is little of: sessions, prompts used per day, codes, limits and keys, what operators did."""
+    """Return what there is little of: sessions, usage, codes, limits, keys, what operators did, subscriptions."""
     number_hash = hash_number(user.mobile_number)
     sessions = db.session.scalars(select(Session).where(Session.user_id == user.id).order_by(Session.id)).all()
     # A number changes hands: what was counted and done before this account is not its owner's to see.
@@ -56,6 +69,8 @@ def _belongings(user: User) -> dict[str, Any]:
     codes = db.session.scalars(select(OtpCode).where(OtpCode.number_hash == number_hash)).all()
     limits = db.session.scalars(select(AuthLimit).where(AuthLimit.subject == number_hash)).all()
     keys = db.session.scalars(select(IdempotencyKey).where(IdempotencyKey.user_id == user.id)).all()
+    customers = db.session.scalars(select(BillingCustomer).where(BillingCustomer.user_id == user.id)).all()
+    subscriptions = db.session.scalars(select(Subscription).where(Subscription.user_id == user.id)).all()
     events = [event for event in audit.list_events(number_hash) if event.created_at >= since]
     return {
         "sessions": [_fields(each, "id", "created_at", "refreshed_at", "expires_at") for each in sessions],
@@ -64,6 +79,8 @@ def _belongings(user: User) -> dict[str, Any]:
         "sign_in_limits": [{"name": each.name, "counted_at": [rfc3339(hit) for hit in each.hits]} for each in limits],
         "idempotency_keys": [_fields(each, "key", "created_at") for each in keys],
         "audit": [_fields(each, "action", "created_at") for each in events],
+        "billing": [_fields(each, "stripe_customer_id", "checkout_session_id", "created_at") for each in customers],
+        "subscriptions": [_fields(each, *SUBSCRIPTION_FIELDS) for each in subscriptions],
     }
 
 

@@ -71,7 +71,7 @@ def export_me() -> Response:
 def _profile_fields(profile: service.Profile) -> dict[str, Any]:
     return {
         **user_fields(profile.user),
-        "subscription_status": None,
+        "subscription_status": profile.subscription_status,
         "daily_usage_count": profile.daily_usage_count,
         "stats": {"chatroom_count": profile.chatroom_count, "message_count": profile.message_count},
     }

@@ -66,4 +66,6 @@ class ExportSchema(ApiSchema):
     )
     idempotency_keys = fields.List(fields.Dict(), required=True)
     audit = fields.List(fields.Dict(), required=True, metadata={"description": "What operators did to the account"})
+    billing = fields.List(fields.Dict(), required=True, metadata={"description": "The customer at Stripe, if any"})
+    subscriptions = fields.List(fields.Dict(), required=True)
     chatrooms = fields.List(fields.Dict(), required=True)

@@ -13,6 +13,7 @@ from chatapi.auth.models import User
 from chatapi.chatrooms.models import Chatroom
 from chatapi.errors import UnauthorizedError
 from chatapi.extensions import db
+from chatapi.subscriptions.service import current_subscription
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Profile:
     chatroom_count: int
     message_count: int
     daily_usage_count: int
+    subscription_status: str | None
 
 
 def read_profile(user_id: UUID) -> Profile:
@@ -33,7 +35,9 @@ def read_profile(user_id: UUID) -> Profile:
     rooms, messages = db.session.execute(
         select(func.count(), func.coalesce(func.sum(Chatroom.message_count), 0)).where(Chatroom.user_id == user_id)
     ).one()
-    return Profile(user, rooms, messages, quota.used_today(user_id))
+    subscription = current_subscription(user_id)
+    status = None if subscription is None else subscription.status
+    return Profile(user, rooms, messages, quota.used_today(user_id), status)
 
 
 def update_profile(user_id: UUID, fields: dict[str, Any]) -> Profile:

@@ -1,0 +1,130 @@
+"""What is left to do at Stripe for accounts that are erased: their subscriptions end, and nobody can pay any more.
+
+A closure holds Stripe's id of the customer and nothing else, and stays: what is heard of that customer later belongs
+to nobody, and has them looked after once more.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Row, func, select, text, update
+
+from chatapi.auth.models import User
+from chatapi.errors import ChatAPIError
+from chatapi.extensions import db, in_transaction
+from chatapi.ids import uuid7
+from chatapi.subscriptions.backoff import ATTEMPT_SECONDS, RING_AGAIN_SECONDS, retry_seconds
+from chatapi.subscriptions.gateway import MissingAtStripeError, StripeGateway, gateway
+from chatapi.subscriptions.models import BillingClosure, BillingCustomer
+
+CLOSE_CUSTOMER = "close_customer"
+ENDED = ("canceled", "incomplete_expired")
+
+log = structlog.get_logger(__name__)
+
+_CLOSE = text("""
+    INSERT INTO billing_closures (id, stripe_customer_id, due_at) VALUES (:id, :customer_id, now())
+    ON CONFLICT (stripe_customer_id) DO UPDATE SET due_at = now(), attempts = 0, confirmed_at = NULL
+""")
+
+_TAKE = text("""
+    UPDATE billing_closures
+    SET attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => :seconds)
+    WHERE id = :id AND due_at IS NOT NULL
+    RETURNING stripe_customer_id, attempts, due_at
+""")
+
+# What was asked for again meanwhile has another time, and stays due.
+_END = text("""
+    UPDATE billing_closures
+    SET due_at = clock_timestamp() + make_interval(secs => :delay), last_error = :reason,
+        confirmed_at = CASE WHEN :reason IS NULL THEN clock_timestamp() END
+    WHERE id = :id AND due_at = :taken_until
+""")
+
+
+def close_customer(customer_id: str) -> None:
+    """Have everything of a customer ended, as soon as the sweeper comes by; within the caller's transaction."""
+    db.session.execute(_CLOSE, {"id": uuid7(), "customer_id": customer_id})
+
+
+def close_account(user: User) -> None:
+    """Note what is to be done at Stripe for an account that is being erased, its row locked."""
+    customer_id = db.session.scalar(
+        select(BillingCustomer.stripe_customer_id).where(BillingCustomer.user_id == user.id).with_for_update()
+    )
+    if customer_id is not None:
+        close_customer(customer_id)
+
+
+def is_closed(customer_id: str) -> bool:
+    """Return whether the account of that customer is erased."""
+    query = select(BillingClosure.id).where(BillingClosure.stripe_customer_id == customer_id)
+    return db.session.scalar(query) is not None
+
+
+def end_customer(closure_id: UUID) -> None:
+    """Do what a closure asks for. What fails is due again later, until Stripe confirms; safe to run twice."""
+    taken = in_transaction(
+        lambda: db.session.execute(_TAKE, {"id": closure_id, "seconds": ATTEMPT_SECONDS}).one_or_none()
+    )
+    if taken is None:
+        return
+    reason: str | None = "unexpected_error"
+    try:
+        _end_all(gateway(), taken.stripe_customer_id)
+        reason = None
+    except ChatAPIError as error:
+        reason = error.slug
+    finally:
+        _note(closure_id, taken, reason)
+
+
+def _end_all(stripe: StripeGateway, customer_id: str) -> None:
+    """End what a customer could pay in, and then what they pay for: whoever was paying meanwhile is found too."""
+    try:
+        stripe.expire_checkouts(customer_id)
+        for subscription in stripe.list_subscriptions(customer_id):
+            if subscription.status not in ENDED:
+                _cancel(stripe, subscription.id)
+    except MissingAtStripeError:
+        return  # The customer is gone, and what they paid for with them.
+
+
+def _cancel(stripe: StripeGateway, subscription_id: str) -> None:
+    try:
+        stripe.cancel_now(subscription_id)
+    except MissingAtStripeError:
+        return  # It ended by itself.
+    log.info("subscription_cancelled", subscription=subscription_id, reason="account_erased")
+
+
+def _note(closure_id: UUID, taken: Row[Any], reason: str | None) -> None:
+    delay = retry_seconds(taken.attempts) if reason else None
+    wanted = {"id": closure_id, "delay": delay, "reason": reason, "taken_until": taken.due_at}
+    in_transaction(lambda: db.session.execute(_END, wanted))
+    if reason:
+        log.warning("closure_failed", customer=taken.stripe_customer_id, reason=reason, attempts=taken.attempts)
+
+
+def take_due_closures(limit: int) -> list[UUID]:
+    """Return up to `limit` closures that are due, to be rung after commit."""
+    due = (
+        select(BillingClosure.id)
+        .where(BillingClosure.due_at <= func.now())
+        .order_by(BillingClosure.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    statement = (
+        update(BillingClosure)
+        .where(BillingClosure.id.in_(due))
+        .values(due_at=func.now() + timedelta(seconds=RING_AGAIN_SECONDS))
+        .returning(BillingClosure.id)
+        .execution_options(synchronize_session=False)
+    )
+    return list(db.session.scalars(statement))

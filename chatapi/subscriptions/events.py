@@ -1,0 +1,146 @@
+"""Handling Stripe's events, by looking at what Stripe has now.
+
+An event says whom to look at, and that is all that is believed of it. What cannot be done yet is tried again later.
+"""
+
+from __future__ import annotations
+
+import traceback
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Row, func, select, text, update
+
+from chatapi.errors import ChatAPIError
+from chatapi.extensions import db, delete_some, in_transaction
+from chatapi.subscriptions.backoff import ATTEMPT_SECONDS, RING_AGAIN_SECONDS, retry_seconds
+from chatapi.subscriptions.closures import close_customer, is_closed
+from chatapi.subscriptions.customers import adopt_customer
+from chatapi.subscriptions.gateway import gateway
+from chatapi.subscriptions.models import StripeEvent
+from chatapi.subscriptions.sync import Outcome, sync_customer
+
+HANDLE_EVENT = "handle_stripe_event"
+
+UNMATCHED_AFTER = timedelta(days=3)
+"""How long the customer of an event may take to become known; Stripe itself delivers for as long."""
+
+KEEP_CLOSED = timedelta(days=90)
+"""Longer than Stripe lets anybody send an event again (30 days), so that it is still known then."""
+
+log = structlog.get_logger(__name__)
+
+_TAKE = text("""
+    UPDATE stripe_events
+    SET attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => :seconds)
+    WHERE id = :id AND due_at IS NOT NULL
+    RETURNING event_id, type, customer_id, attempts, received_at, now() - received_at AS age
+""")
+
+_CLOSE = text("""
+    UPDATE stripe_events SET status = :status, reason = :reason, due_at = NULL, closed_at = now()
+    WHERE id = :id AND due_at IS NOT NULL
+""")
+
+_RETRY = text("""
+    UPDATE stripe_events
+    SET status = 'retrying', reason = :reason, due_at = clock_timestamp() + make_interval(secs => :delay)
+    WHERE id = :id AND due_at IS NOT NULL
+""")
+
+_IS_SEEN = text("""
+    SELECT sync_began_at > :received_at FROM billing_customers WHERE stripe_customer_id = :customer_id
+""")
+
+
+class _LaterError(Exception):
+    """The event cannot be handled yet, for a reason of one word."""
+
+
+def handle_event(row_id: UUID) -> None:
+    """Do what an event asks for; safe to run twice, and at once. What fails is due again later."""
+    event = in_transaction(lambda: db.session.execute(_TAKE, {"id": row_id, "seconds": ATTEMPT_SECONDS}).one_or_none())
+    if event is None:
+        return
+    try:
+        reason = _handle(event)
+    except _LaterError as error:
+        _retry(row_id, event, str(error))
+    except ChatAPIError as error:
+        _retry(row_id, event, error.slug)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the event must be looked at again
+        # Without its text, which may quote what Stripe has sent.
+        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+        log.error("stripe_event_broken", stripe_event=event.event_id, reason=type(error).__name__, where=where)  # noqa: TRY400
+        db.session.rollback()
+        _retry(row_id, event, "unexpected_error")
+    else:
+        _close(row_id, event, "handled", reason)
+
+
+def _handle(event: Row[Any]) -> str | None:
+    """Return a word on what was found. Raises `_LaterError`, and what Stripe's being away raises."""
+    if in_transaction(lambda: _close_again(event.customer_id)):
+        return "account_erased"
+    if in_transaction(lambda: _is_seen(event)):
+        return "seen"
+    stripe = gateway()
+    outcome = sync_customer(stripe, event.customer_id)
+    if outcome is Outcome.UNKNOWN and adopt_customer(stripe, event.customer_id):
+        outcome = sync_customer(stripe, event.customer_id)
+    if outcome is Outcome.UNKNOWN:
+        raise _LaterError("unknown_customer")
+    return str(outcome.value)
+
+
+def _close_again(customer_id: str) -> bool:
+    if not is_closed(customer_id):
+        return False
+    close_customer(customer_id)
+    return True
+
+
+def _is_seen(event: Row[Any]) -> bool:
+    """Return whether what Stripe has was read since the event came: what it tells of was seen then."""
+    return bool(db.session.scalar(_IS_SEEN, {"customer_id": event.customer_id, "received_at": event.received_at}))
+
+
+def _close(row_id: UUID, event: Row[Any], status: str, reason: str | None) -> None:
+    in_transaction(lambda: db.session.execute(_CLOSE, {"id": row_id, "status": status, "reason": reason}))
+    level = log.error if status == "unmatched" else log.info
+    level("stripe_event_closed", stripe_event=event.event_id, type=event.type, status=status, reason=reason)
+
+
+def _retry(row_id: UUID, event: Row[Any], reason: str) -> None:
+    if reason == "unknown_customer" and event.age > UNMATCHED_AFTER:
+        _close(row_id, event, "unmatched", reason)
+        return
+    wanted = {"id": row_id, "reason": reason, "delay": retry_seconds(event.attempts)}
+    in_transaction(lambda: db.session.execute(_RETRY, wanted))
+    log.warning("stripe_event_retried", stripe_event=event.event_id, type=event.type, reason=reason)
+
+
+def take_due_events(limit: int) -> list[UUID]:
+    """Return up to `limit` events that are due, to be rung after commit."""
+    due = (
+        select(StripeEvent.id)
+        .where(StripeEvent.due_at <= func.now())
+        .order_by(StripeEvent.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    statement = (
+        update(StripeEvent)
+        .where(StripeEvent.id.in_(due))
+        .values(due_at=func.now() + timedelta(seconds=RING_AGAIN_SECONDS))
+        .returning(StripeEvent.id)
+        .execution_options(synchronize_session=False)
+    )
+    return list(db.session.scalars(statement))
+
+
+def prune_events() -> int:
+    """Delete some events that were closed long ago; return how many."""
+    return delete_some(StripeEvent, StripeEvent.closed_at < func.now() - KEEP_CLOSED)

@@ -1,0 +1,37 @@
+"""Where Stripe calls: public, and signed by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import request
+
+from chatapi.extensions import limiter
+from chatapi.parsing import WEBHOOK_PATH, ApiBlueprint, read_body
+from chatapi.subscriptions.schemas import ReceivedSchema
+from chatapi.subscriptions.webhook import receive
+
+SIGNATURE = {
+    "in": "header",
+    "name": "Stripe-Signature",
+    "required": True,
+    "schema": {"type": "string"},
+    "description": "Made by Stripe with the endpoint's secret",
+}
+EVENT = {"content": {"application/json": {"schema": {"type": "object"}}}, "required": True}
+
+blueprint = ApiBlueprint("webhook", __name__, description="For Stripe")
+
+
+@blueprint.post(WEBHOOK_PATH)
+@limiter.exempt
+@blueprint.doc(parameters=[SIGNATURE], requestBody=EVENT)
+@blueprint.response(200, ReceivedSchema)
+@blueprint.problems(400, 413, 503)
+def receive_event() -> dict[str, Any]:
+    """Take in an event of Stripe's
+
+    The body is a Stripe event, verified as it came, byte by byte. Sent again, it is answered alike and changes nothing.
+    """
+    receive(read_body(request), request.headers.get("Stripe-Signature"))
+    return {"received": True}
