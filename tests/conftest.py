@@ -13,12 +13,25 @@ from sqlalchemy import text
 
 from chatapi.app import create_app
 from chatapi.dev.gemini_standin import GeminiStandin
+from chatapi.dev.stripe_standin import StripeStandin
 from chatapi.extensions import db
 from tests import leaks
 from tests.document import check_answers
 from tests.support import Account, ReadingClient, Services
 
-MACHINE_SETTINGS = ("APP_ENV", "DATABASE_URL", "REDIS_URL", "JWT_SECRET", "GEMINI_API_KEY", "GEMINI_API_ENDPOINT")
+MACHINE_SETTINGS = (
+    "APP_ENV",
+    "DATABASE_URL",
+    "REDIS_URL",
+    "JWT_SECRET",
+    "GEMINI_API_KEY",
+    "GEMINI_API_ENDPOINT",
+    "STRIPE_SECRET_KEY",
+    "STRIPE_WEBHOOK_SECRET",
+    "STRIPE_PRICE_ID",
+    "STRIPE_API_BASE",
+    "FRONTEND_URL",
+)
 
 _numbers = itertools.count(secrets.randbelow(10**8) * 1000)
 
@@ -82,6 +95,15 @@ def gemini(services: Services) -> Iterator[GeminiStandin]:
     services.gemini.forget_requests()
     yield services.gemini
     services.gemini.clear()
+
+
+@pytest.fixture
+def stripe(services: Services) -> Iterator[StripeStandin]:
+    """Stripe's stand-in, without faults and with nothing recorded."""
+    services.stripe.clear()
+    services.stripe.forget_requests()
+    yield services.stripe
+    services.stripe.clear()
 
 
 @pytest.fixture

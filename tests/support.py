@@ -16,15 +16,33 @@ from typing import Any, TypeVar
 
 from flask.testing import FlaskClient
 from flask_migrate import upgrade
+from stripe import StripeClient
 from werkzeug.test import TestResponse
 
 from chatapi.app import create_app
 from chatapi.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
 from chatapi.dev.gemini_standin import GeminiStandin
+from chatapi.dev.stripe_standin import StripeStandin
 from chatapi.extensions import db
 from tests import leaks
 
 T = TypeVar("T")
+
+STRIPE_KEY = "sk_test_suite"
+WEBHOOK_SECRET = "whsec_" + secrets.token_urlsafe(24)
+
+
+def stripe_client(stripe: StripeStandin) -> StripeClient:
+    """Return the SDK's own client of the stand-in."""
+    return StripeClient(STRIPE_KEY, base_addresses={"api": stripe.url})
+
+
+def make_price(stripe: StripeStandin, **terms: Any) -> str:
+    """Return the id of a new price of a new product."""
+    v1 = stripe_client(stripe).v1
+    product = v1.products.create({"name": "Pro"})
+    wanted = {"product": product.id, "currency": "usd", "unit_amount": 900, "recurring": {"interval": "month"}, **terms}
+    return v1.prices.create(wanted).id  # type: ignore[arg-type]
 
 
 class Services:
@@ -33,6 +51,7 @@ class Services:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="chatapi-tests-"))
         self.gemini = GeminiStandin()
+        self.stripe = StripeStandin()
         self.postgres = EmbeddedPostgres(self.folder / "postgres")
         self.valkey = EmbeddedValkey(self.folder / "valkey", free_port())
         self.postgres.prepare()
@@ -42,6 +61,7 @@ class Services:
 
     def start(self) -> None:
         self.gemini.start()
+        self.stripe.start()
         self.postgres_process.start()
         self.valkey_process.start()
         assert self.postgres.wait_ready(), "PostgreSQL does not start"
@@ -53,6 +73,11 @@ class Services:
             "DATABASE_URL": self.postgres.url,
             "REDIS_URL": self.valkey.url,
             "GEMINI_API_ENDPOINT": self.gemini.url,
+            "STRIPE_SECRET_KEY": STRIPE_KEY,
+            "STRIPE_API_BASE": self.stripe.url,
+            "STRIPE_PRICE_ID": make_price(self.stripe),
+            "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET,
+            "FRONTEND_URL": "https://chat.example",
             "JWT_SECRET": secrets.token_urlsafe(48),
             "RATE_LIMIT_MAX_REQUESTS": "1000000",
             "AUTH_IP_LIMIT": "0",
@@ -67,6 +92,7 @@ class Services:
         self.valkey_process.stop()
         self.postgres_process.stop()
         self.gemini.stop()
+        self.stripe.stop()
         leaks.SUITE.note_log_files(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -105,6 +105,8 @@ def _offer(stripe: StripeGateway, claim: Claim) -> Checkout:
         customer_id = _new_customer(stripe, claim)
     else:
         _refuse_second(stripe, claim.user_id, customer_id)
+        if stripe.read_customer(customer_id).is_deleted:  # A session of theirs would seem open still.
+            raise MissingAtStripeError("customer")
     if claim.session_id is not None:
         known = _read_session(stripe, claim.session_id)
         if known is not None and known.status == "open":

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from http import HTTPStatus
 from typing import Any, cast
 from uuid import UUID
 
@@ -265,6 +266,8 @@ def _errors_mapped() -> Iterator[None]:
     try:
         yield
     except stripe.IdempotencyError as error:
+        if error.http_status == HTTPStatus.CONFLICT:  # The same is being done for somebody else.
+            raise _refused(error) from error
         raise IntentChangedError from error
     except stripe.InvalidRequestError as error:
         if error.code == "resource_missing":

@@ -21,7 +21,7 @@ from chatapi.dev.gemini_standin import RecordedRequest
 from chatapi.dev.processes import Child, stop_all
 from chatapi.dev.system import child_environment, health, system_children
 from tests import leaks
-from tests.support import Account, Services, wait_for
+from tests.support import WEBHOOK_SECRET, Account, Services, wait_for
 
 METRICS_TOKEN = "scrapes-only-5d0e8a41"
 FINAL = ("completed", "failed", "stopped")
@@ -87,6 +87,7 @@ class System:
         self.services.start()
         self.port = free_port()
         self.client = HttpClient(self.port)
+        self.services.stripe.add_webhook(f"http://127.0.0.1:{self.port}/webhook/stripe", WEBHOOK_SECRET)
         self.logs = self.services.folder / "logs"
         self.logs.mkdir()
         self._environ = {
@@ -121,6 +122,7 @@ class System:
     def mend(self) -> None:
         """Make everything whole again after what a test did to it."""
         self.services.gemini.clear()
+        self.services.stripe.clear()
         servers = (self.services.postgres_process, self.services.valkey_process)
         for child in (*servers, *self.children.values()):
             if child.is_running():

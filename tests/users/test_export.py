@@ -41,7 +41,7 @@ def test_export_holds_account_rooms_and_messages(account: Account) -> None:
     document = read_export(account)
 
     own = {"exported_at", "user", "sessions", "daily_usage", "codes", "sign_in_limits", "idempotency_keys", "audit"}
-    own |= {"chatrooms"}
+    own |= {"billing", "subscriptions", "chatrooms"}
     assert document.keys() == own
     me = account.call("GET", "/user/me").get_json()["user"]
     assert document["user"].items() >= me.items()

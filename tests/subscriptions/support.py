@@ -1,0 +1,117 @@
+"""Stripe seen from both sides: what is done there, and what the application is told of it and does."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from flask import Flask
+from sqlalchemy import text
+from stripe import WebhookSignature
+from werkzeug.test import TestResponse
+
+from chatapi.dev.stripe_standin import StripeStandin
+from chatapi.extensions import db
+from chatapi.subscriptions.closures import end_customer
+from chatapi.subscriptions.events import handle_event
+from tests.support import WEBHOOK_SECRET, Account
+
+Json = dict[str, Any]
+
+
+class Billing:
+    """What happens at Stripe's stand-in, and what comes of it in the application, step by step."""
+
+    def __init__(self, app: Flask, stripe: StripeStandin) -> None:
+        self.app = app
+        self.stripe = stripe
+        self._told = len(stripe.events())
+
+    @property
+    def price_id(self) -> str:
+        price_id: str = self.app.config["STRIPE_PRICE_ID"][0]
+        return price_id
+
+    def check_out(self, account: Account) -> str:
+        """Begin to pay; return the session's id."""
+        answer = account.call("POST", "/subscribe/pro")
+        assert answer.status_code == 200, answer.get_json()
+        session_id: str = answer.get_json()["session_id"]
+        return session_id
+
+    def subscribe(self, account: Account) -> str:
+        """Pay, and have the application know of it; return the subscription's id."""
+        session = self.stripe.pay(self.check_out(account))
+        self.tell_all()
+        self.work()
+        assert tier_of(account) == "pro"
+        subscription_id: str = session["subscription"]
+        return subscription_id
+
+    def customer_of(self, account: Account) -> str:
+        found = self.rows("SELECT stripe_customer_id FROM billing_customers WHERE user_id = :id", id=account.id)
+        customer_id: str = found[0].stripe_customer_id
+        return customer_id
+
+    def subscription_of(self, account: Account) -> str:
+        subscription = account.call("GET", "/subscription/status").get_json()["subscription"]
+        subscription_id: str = subscription["stripe_subscription_id"]
+        return subscription_id
+
+    def news(self) -> list[Json]:
+        """Return the events that nobody was told of yet, oldest first."""
+        events = self.stripe.events()[self._told :]
+        self._told += len(events)
+        return events
+
+    def tell(self, event: Json, **headers: str) -> TestResponse:
+        """Bring an event to the application, signed as Stripe signs."""
+        return self.send(json.dumps(event, indent=2).encode(), **headers)
+
+    def send(self, payload: bytes, signature: str | None = None) -> TestResponse:
+        header = sign(payload) if signature is None else signature
+        return self.app.test_client().post(
+            "/webhook/stripe", data=payload, headers={"Stripe-Signature": header}, content_type="application/json"
+        )
+
+    def tell_all(self, events: Iterable[Json] | None = None) -> None:
+        """Bring all news to the application, or these events."""
+        for event in self.news() if events is None else events:
+            assert self.tell(event).get_json() == {"received": True}
+
+    def work(self) -> None:
+        """Do all that is open, whether it is due or not, as the chores process would."""
+        for row in self.rows("SELECT id FROM stripe_events WHERE due_at IS NOT NULL ORDER BY received_at, id"):
+            self.in_app(handle_event, row.id)
+        for row in self.rows("SELECT id FROM billing_closures WHERE due_at IS NOT NULL ORDER BY due_at"):
+            self.in_app(end_customer, row.id)
+
+    def in_app(self, work: Any, *arguments: Any) -> Any:
+        """Call what needs the application's context."""
+        with self.app.app_context():
+            return work(*arguments)
+
+    def rows(self, statement: str, **values: Any) -> list[Any]:
+        """Return what a statement yields."""
+        with self.app.app_context():
+            found = db.session.execute(text(statement), values)
+            rows = list(found.all()) if found.returns_rows else []
+            db.session.commit()
+            return rows
+
+    def event_row(self, event_id: str) -> Any:
+        return self.rows("SELECT * FROM stripe_events WHERE event_id = :id", id=event_id)[0]
+
+
+def sign(payload: bytes, secret: str = WEBHOOK_SECRET, timestamp: float | None = None) -> str:
+    """Return `Stripe-Signature` of a payload."""
+    return WebhookSignature.generate_signature_header(
+        payload.decode(), secret, int(time.time() if timestamp is None else timestamp)
+    )
+
+
+def tier_of(account: Account) -> str:
+    tier: str = account.call("GET", "/user/me").get_json()["user"]["subscription_tier"]
+    return tier
