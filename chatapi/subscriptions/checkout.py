@@ -40,7 +40,7 @@ from chatapi.subscriptions.models import BillingCustomer, Subscription
 from chatapi.subscriptions.sync import sync_customer
 from chatapi.subscriptions.tiers import RUNNING
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 5.0
 """For somebody else's asking, such as by a second click."""
 POLL_SECONDS = 0.1
 ATTEMPTS = 3

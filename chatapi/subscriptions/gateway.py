@@ -39,7 +39,7 @@ class Patience(Enum):
     """How long an answer of Stripe's is waited for, in seconds, and how often it is asked for again."""
 
     BACKGROUND = (10.0, 2)
-    REQUEST = (4.0, 1)
+    REQUEST = (3.0, 1)
     """Somebody waits for the answer, and can do without it."""
     GLANCE = (2.0, 0)
     """Somebody waits for something else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from flask import Flask
@@ -115,3 +116,18 @@ def sign(payload: bytes, secret: str = WEBHOOK_SECRET, timestamp: float | None =
 def tier_of(account: Account) -> str:
     tier: str = account.call("GET", "/user/me").get_json()["user"]["subscription_tier"]
     return tier
+
+
+def age_open_invoice(stripe: StripeStandin, subscription_id: str, by: timedelta) -> None:
+    """Have the one unpaid invoice of a subscription be there for longer, as if time had passed; and say it changed."""
+    account = stripe.account
+    with account.changing():
+        unpaid = [
+            invoice
+            for invoice in account.all_of("invoice")
+            if invoice["status"] == "open"
+            and invoice["parent"]["subscription_details"]["subscription"] == subscription_id
+        ]
+        assert len(unpaid) == 1
+        with account.updating(unpaid[0], "invoice.updated"):
+            unpaid[0]["created"] -= int(by.total_seconds())

@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 
 from chatapi.dev.stripe_faults import Fault
-from tests.subscriptions.support import Billing, Json, tier_of
+from tests.subscriptions.support import Billing, Json, age_open_invoice, tier_of
 from tests.support import Account, make_price, race, stripe_client, wait_for
 
 INACTIVE = {
@@ -295,7 +295,7 @@ def test_grace_ends_by_itself(billing: Billing, subscriber: Account) -> None:
     """With no message, and nobody looking at Stripe: three days after the oldest unpaid invoice was made."""
     subscription_id = billing.subscription_of(subscriber)
     billing.stripe.fail_payment(subscription_id)
-    _age_open_invoice(billing, subscription_id, timedelta(days=3) - timedelta(seconds=3))
+    age_open_invoice(billing.stripe, subscription_id, timedelta(days=3) - timedelta(seconds=3))
     billing.tell_all()
     billing.work()
     assert (tier_of(subscriber), status_of(subscriber)["subscription"]["status"]) == ("pro", "past_due")
@@ -313,7 +313,7 @@ def test_grace_ends_by_itself(billing: Billing, subscriber: Account) -> None:
 def test_grace_counts_from_the_oldest_of_several_unpaid_invoices(billing: Billing, subscriber: Account) -> None:
     subscription_id = billing.subscription_of(subscriber)
     billing.stripe.fail_payment(subscription_id)
-    _age_open_invoice(billing, subscription_id, timedelta(days=31))
+    age_open_invoice(billing.stripe, subscription_id, timedelta(days=31))
     billing.stripe.renew(subscription_id)
     if billing.stripe.account.find("subscription", subscription_id)["status"] != "past_due":
         billing.stripe.set_status(subscription_id, "past_due")
@@ -322,16 +322,3 @@ def test_grace_counts_from_the_oldest_of_several_unpaid_invoices(billing: Billin
     billing.work()
 
     assert tier_of(subscriber) == "basic"
-
-
-def _age_open_invoice(billing: Billing, subscription_id: str, by: timedelta) -> None:
-    account = billing.stripe.account
-    with account.changing():
-        unpaid = [
-            invoice
-            for invoice in account.all_of("invoice")
-            if invoice["status"] == "open"
-            and invoice["parent"]["subscription_details"]["subscription"] == subscription_id
-        ]
-        assert len(unpaid) == 1
-        unpaid[0]["created"] -= int(by.total_seconds())
