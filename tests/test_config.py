@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from config import ROOT, ConfigError, development_secret, load_settings, sqlalchemy_url
+from config_billing import is_configured
 
 SECRET = "q8dZr1xWm5TfY0bKp7LhNc3VjEs9GuAo"
 PRODUCTION = {
@@ -23,7 +24,12 @@ PRODUCTION = {
     "OTP_DELIVERY": "webhook",
     "OTP_WEBHOOK_URL": "https://sms.example/send",
     "OTP_WEBHOOK_SECRET": "whsec_c2VjcmV0",
+    "STRIPE_SECRET_KEY": "sk_live_key",
+    "STRIPE_WEBHOOK_SECRET": "whsec_new, whsec_old",
+    "STRIPE_PRICE_ID": "price_new,price_old",
+    "FRONTEND_URL": "https://chat.example",
 }
+BILLING = ("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "STRIPE_PRICE_ID", "FRONTEND_URL")
 
 
 def faults_of(**changes: str) -> list[str]:
@@ -38,6 +44,8 @@ def test_production_settings_are_accepted_when_complete() -> None:
     assert settings["HOST"] == "0.0.0.0"  # noqa: S104
     assert settings["DATABASE_URL"].startswith("postgresql+psycopg2://")
     assert settings["CACHE_REDIS_URL"] == settings["RATE_LIMIT_REDIS_URL"] == "redis://queue:6379/0"
+    assert settings["STRIPE_WEBHOOK_SECRET"] == ("whsec_new", "whsec_old")
+    assert settings["STRIPE_PRICE_ID"] == ("price_new", "price_old")
 
 
 def test_settings_are_production_when_app_env_is_not_set() -> None:
@@ -58,6 +66,7 @@ def test_settings_are_production_when_app_env_is_not_set() -> None:
         ("GEMINI_API_KEY", ""),
         ("DATABASE_URL", ""),
         ("REDIS_URL", " "),
+        *((name, "") for name in BILLING),
     ],
 )
 def test_production_refuses_to_start_when_something_is_unsafe_or_missing(name: str, value: str) -> None:
@@ -91,6 +100,16 @@ def test_production_refuses_to_start_when_something_is_unsafe_or_missing(name: s
         ("AUTH_IP_LIMIT", "-1"),
         ("AUTH_IP_LIMIT", "10001"),
         ("OTP_GLOBAL_FAILURES", "0"),
+        ("STRIPE_SECRET_KEY", "pk_live_key"),
+        ("STRIPE_SECRET_KEY", "sk_live_"),
+        ("STRIPE_WEBHOOK_SECRET", "secret"),
+        ("STRIPE_WEBHOOK_SECRET", "whsec_new, old"),
+        ("STRIPE_WEBHOOK_SECRET", ","),
+        ("STRIPE_PRICE_ID", "prod_1"),
+        ("STRIPE_API_BASE", "api.stripe.com"),
+        ("FRONTEND_URL", "chat.example"),
+        ("BILLING_GRACE_DAYS", "-1"),
+        ("BILLING_GRACE_DAYS", "1.5"),
     ],
 )
 def test_settings_are_refused_when_a_value_makes_no_sense(name: str, value: str) -> None:
@@ -114,6 +133,8 @@ INSECURE = {
     "OTP_DELIVERY": "echo",
     "AUTH_IP_LIMIT": "-1",
     "OTP_GLOBAL_FAILURES": "0",
+    "STRIPE_WEBHOOK_SECRET": "",
+    "STRIPE_PRICE_ID": "",
 }
 """A production setting each that would let strangers in, or lose what people send."""
 
@@ -142,7 +163,7 @@ def test_every_process_refuses_to_start_and_names_every_fault(command: list[str]
 
     done = subprocess.run(
         [sys.executable, *command],
-        env={**environ, **INSECURE, "JWT_SECRET": secret},
+        env={**environ, **INSECURE, "JWT_SECRET": secret, "STRIPE_SECRET_KEY": "sk_live_key"},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -155,6 +176,27 @@ def test_every_process_refuses_to_start_and_names_every_fault(command: list[str]
     for name in INSECURE:
         assert f"- {name} " in said
     assert secret not in said
+
+
+def test_billing_is_off_when_nothing_of_it_is_configured() -> None:
+    settings = load_settings({**PRODUCTION, **dict.fromkeys(BILLING, "")})
+
+    assert not is_configured(settings)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_billing_is_refused_in_production_when_half_configured(count: int) -> None:
+    for names in combinations(BILLING[:3], count):
+        faults = faults_of(**dict.fromkeys(names, ""))
+
+        assert sorted(fault.split()[0] for fault in faults) == sorted(names)
+
+
+def test_billing_may_be_half_configured_in_development() -> None:
+    settings = load_settings({"APP_ENV": "development", "STRIPE_SECRET_KEY": "sk_test_key", "PORT": "5055"})
+
+    assert not is_configured(settings)
+    assert settings["FRONTEND_URL"] == "http://localhost:5055"
 
 
 @pytest.mark.parametrize("url", ["postgres://u@h/d", "postgresql://u@h/d", "postgresql+psycopg2://u@h/d"])

@@ -74,7 +74,6 @@ def handle_event(row_id: UUID) -> None:
         # Without its text, which may quote what Stripe has sent.
         where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
         log.error("stripe_event_broken", stripe_event=event.event_id, reason=type(error).__name__, where=where)  # noqa: TRY400
-        db.session.rollback()
         _retry(row_id, event, "unexpected_error")
     else:
         _close(row_id, event, "handled", reason)

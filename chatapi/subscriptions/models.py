@@ -72,7 +72,10 @@ class StripeEvent(Base):
     """
 
     __tablename__ = "stripe_events"
-    __table_args__ = (Index("ix_stripe_events_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),)
+    __table_args__ = (
+        Index("ix_stripe_events_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("ix_stripe_events_unmatched", "received_at", postgresql_where=text("status = 'unmatched'")),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
     event_id: Mapped[str] = mapped_column(Text, unique=True)

@@ -83,7 +83,7 @@ _UPSERT = text("""
         cancel_at_period_end = excluded.cancel_at_period_end, started_at = excluded.started_at,
         ended_at = excluded.ended_at, current_period_end = excluded.current_period_end,
         pro_until = excluded.pro_until, updated_at = now()
-    WHERE known.user_id = excluded.user_id AND (
+    WHERE (
         known.status, known.price_id, known.cancel_at_period_end, known.started_at, known.ended_at,
         known.current_period_end, known.pro_until
     ) IS DISTINCT FROM (

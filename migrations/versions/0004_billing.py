@@ -83,6 +83,12 @@ def upgrade() -> None:
     op.create_index(
         "ix_stripe_events_due_at", "stripe_events", ["due_at"], postgresql_where=sa.text("due_at IS NOT NULL")
     )
+    op.create_index(
+        "ix_stripe_events_unmatched",
+        "stripe_events",
+        ["received_at"],
+        postgresql_where=sa.text("status = 'unmatched'"),
+    )
     op.create_index("ix_stripe_events_closed_at", "stripe_events", ["closed_at"], unique=False)
     op.create_index("ix_stripe_events_customer_id", "stripe_events", ["customer_id"], unique=False)
     op.create_table(

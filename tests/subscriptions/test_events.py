@@ -90,7 +90,7 @@ def test_event_before_its_checkout_row_finds_its_user_by_what_stripe_holds(billi
     session = billing.stripe.pay(billing.check_out(account))
     billing.rows("DELETE FROM billing_customers WHERE user_id = :id", id=account.id)
 
-    billing.tell_all()
+    billing.tell(billing.news()[-1])
     billing.work()
 
     assert tier_of(account) == "pro"
@@ -159,6 +159,16 @@ def test_second_subscription_is_noticed_and_reported(billing: Billing, subscribe
     assert reports[0]["log_level"] == "error"
     assert (reports[0]["customer"], set(reports[0]["subscriptions"])) == (customer, {first, second})
     assert tier_of(subscriber) == "pro"
+    v1 = stripe_client(billing.stripe).v1
+    v1.subscriptions.update(second, {"cancel_at_period_end": True})
+    billing.tell_all()
+    billing.work()
+    untils = [
+        row.pro_until
+        for row in billing.rows("SELECT pro_until FROM subscriptions WHERE user_id = :id", id=subscriber.id)
+    ]
+    (user,) = billing.rows("SELECT pro_until FROM users WHERE id = :id", id=subscriber.id)
+    assert user.pro_until == max(untils) > min(untils)
     billing.stripe.cancel_now(first)
     billing.tell_all()
     billing.work()
@@ -197,6 +207,30 @@ def test_slow_answer_does_not_overwrite_a_newer_one(billing: Billing, subscriber
     assert tier_of(subscriber) == "basic"
 
 
+def test_answer_about_a_former_customer_is_not_written(billing: Billing, subscriber: Account) -> None:
+    """The user has become another customer while the answer was on its way."""
+    customer = billing.customer_of(subscriber)
+
+    class Slow:
+        def list_subscriptions(self, _customer_id: str) -> list[object]:
+            anew = "UPDATE billing_customers SET stripe_customer_id = :new WHERE user_id = :id"
+            billing.rows(anew, new=f"{customer}_new", id=subscriber.id)
+            return []
+
+    assert billing.in_app(sync_customer, Slow(), customer).value == "superseded"
+    assert tier_of(subscriber) == "pro"
+
+
+def test_customer_that_stripe_does_not_have_any_more_is_basic(billing: Billing, subscriber: Account) -> None:
+    customer, held = billing.customer_of(subscriber), billing.stripe.account
+    with held.changing():
+        del held.kinds["customer"][customer]
+        del held.kinds["subscription"][billing.subscription_of(subscriber)]
+
+    assert billing.in_app(lambda: sync_customer(gateway(), customer)).value == "changed"
+    assert tier_of(subscriber) == "basic"
+
+
 def test_events_that_came_before_stripe_was_read_ask_it_nothing_more(billing: Billing, account: Account) -> None:
     billing.stripe.pay(billing.check_out(account))
     events = [event for event in billing.news() if event["type"].startswith(("customer.sub", "invoice", "checkout"))]
@@ -208,7 +242,24 @@ def test_events_that_came_before_stripe_was_read_ask_it_nothing_more(billing: Bi
 
     read = [request for request in billing.stripe.requests if request.path == "/v1/subscriptions"]
     assert len(read) == 1
-    assert {billing.event_row(event["id"]).status for event in events} == {"handled"}
+    rows = [billing.event_row(event["id"]) for event in events]
+    assert {(row.status, row.due_at, row.attempts) for row in rows} == {("handled", None, 1)}
+    assert all(row.closed_at is not None for row in rows)
+
+
+def test_closed_event_is_not_handled_again(billing: Billing, account: Account) -> None:
+    billing.stripe.pay(billing.check_out(account))
+    event = billing.news()[-1]
+    billing.tell(event)
+    billing.work()
+    closed = billing.event_row(event["id"])
+    billing.rows("UPDATE billing_customers SET sync_began_at = NULL WHERE user_id = :id", id=account.id)
+    billing.stripe.forget_requests()
+
+    billing.in_app(handle_event, closed.id)
+
+    assert not billing.stripe.requests
+    assert billing.event_row(event["id"]) == closed
 
 
 def test_event_handled_in_many_places_at_once_has_one_effect(billing: Billing, account: Account) -> None:

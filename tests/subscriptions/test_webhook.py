@@ -173,7 +173,10 @@ def test_event_sent_fifty_times_at_once_is_stored_once_and_has_one_effect(
     race(10, lambda _: billing.in_app(handle_event, row.id))
     assert tier_of(account) == "pro"
     assert len(account.call("GET", "/subscription/history").get_json()["subscription_history"]) == 1
-    assert billing.event_row(event["id"]).status == "handled"
+    handled = billing.event_row(event["id"])
+    assert handled.status == "handled"
+    assert billing.tell(event).get_json() == {"received": True}
+    assert billing.event_row(event["id"]) == handled
 
 
 def test_event_is_answered_without_asking_stripe(billing: Billing, event: Json) -> None:
@@ -200,12 +203,13 @@ def test_subscription_to_something_else_is_stored_as_ignored(
     billing: Billing, customer: Account, stripe: StripeStandin
 ) -> None:
     stripe.subscribe(billing.customer_of(customer), make_price(stripe))
-    made = next(event for event in billing.news() if event["type"] == "customer.subscription.created")
+    events = billing.news()
+    made = next(event for event in events if event["type"] == "customer.subscription.created")
 
     assert billing.tell(made).get_json() == {"received": True}
     row = billing.event_row(made["id"])
     assert (row.status, row.reason) == ("ignored", "foreign_price")
-    billing.tell_all()
+    billing.tell_all(events)
     billing.work()
     assert tier_of(customer) == "basic"
     assert customer.call("GET", "/subscription/history").get_json() == {"subscription_history": []}
