@@ -230,8 +230,10 @@ def load_environment() -> dict[str, str]:
     environ = {name: value for name, value in dotenv_values(ROOT / ".env").items() if value is not None}
     environ.update(os.environ)
     if environ.get("APP_ENV") == "development":
+        is_stripe_named = bool(environ.get("STRIPE_SECRET_KEY") or environ.get("STRIPE_API_BASE"))
         for name, value in dotenv_values(DATA_DIR / "services.env").items():
-            if not environ.get(name):
+            # A key of one's own belongs to Stripe itself, and not to the stand-in, whose prices and secrets it has not.
+            if not environ.get(name) and not (is_stripe_named and name.startswith("STRIPE_")):
                 environ[name] = value or ""
     return environ
 

@@ -11,6 +11,7 @@ from flask import Flask
 from flask.cli import with_appcontext
 
 from chatapi.accounts_cli import otp_commands, user_commands
+from chatapi.billing_cli import billing_commands
 from chatapi.jobs_cli import jobs_commands
 from chatapi.replies.sweeper import run_sweeper
 
@@ -31,5 +32,5 @@ def sweeper() -> None:
 
 def register_commands(app: Flask) -> None:
     """Add our commands to `flask`."""
-    for command in (sweeper, user_commands, otp_commands, jobs_commands):
+    for command in (sweeper, user_commands, otp_commands, jobs_commands, billing_commands):
         app.cli.add_command(command)

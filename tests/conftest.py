@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from chatapi.app import create_app
 from chatapi.dev.gemini_standin import GeminiStandin
-from chatapi.dev.stripe_standin import StripeStandin
+from chatapi.dev.stripe.standin import StripeStandin
 from chatapi.extensions import db
 from tests import leaks
 from tests.document import check_answers

@@ -22,7 +22,7 @@ from werkzeug.test import TestResponse
 from chatapi.app import create_app
 from chatapi.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
 from chatapi.dev.gemini_standin import GeminiStandin
-from chatapi.dev.stripe_standin import StripeStandin
+from chatapi.dev.stripe.standin import StripeStandin
 from chatapi.extensions import db
 from tests import leaks
 

@@ -249,6 +249,24 @@ def test_clients_that_never_send_their_body_keep_nobody_out(app: Flask, path: st
             call.result(5)
 
 
+@pytest.mark.parametrize(("path", "is_received"), [("/webhook/stripe", True), ("/health", False)])
+def test_long_body_is_received_before_its_request_takes_a_place_where_it_may_be_long(
+    path: str, *, is_received: bool
+) -> None:
+    places_when_read: list[int] = []
+
+    class Body:
+        def read(self, size: int = -1) -> bytes:
+            places_when_read.append(places(gate._places))
+            return b"x" * size
+
+    gate = RequestGate(lambda environ, _start: [environ["wsgi.input"].read(500_000)], 2)
+    environ = create_environ(path, method="POST", environ_overrides={"wsgi.input": Body(), "CONTENT_LENGTH": "500000"})
+
+    assert len(next(iter(gate(environ, lambda *_: None)))) == 500_000  # type: ignore[arg-type,return-value]
+    assert places_when_read == [2 if is_received else 1]
+
+
 def test_place_is_free_before_the_answer_is_sent(make_app: Callable[..., Flask]) -> None:
     app = make_app(WEB_THREADS="1")
     permits: list[Permit] = []

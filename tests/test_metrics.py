@@ -22,9 +22,11 @@ from werkzeug.test import TestResponse
 from chatapi import metrics
 from chatapi.chatrooms.endings import Ending, conclude
 from chatapi.dev.embedded import free_port
+from chatapi.dev.stripe.standin import StripeStandin
 from chatapi.extensions import db, in_transaction
 from chatapi.replies.jobs import schedule_retry, take_lease
 from config import ROOT
+from tests.subscriptions.support import Billing
 from tests.support import Account, Services, wait_for
 
 TOKEN = "scrapes-only-9f1c2b7d"
@@ -171,6 +173,84 @@ def test_metrics_show_the_queue_of_postgresql(app: Flask, metered_app: Flask, ac
     assert 90 <= found("chatapi_reply_queue_age_seconds") < 100
 
 
+def test_metrics_show_billing_of_postgresql(
+    app: Flask, metered_app: Flask, stripe: StripeStandin, sign_in: Callable[..., Account]
+) -> None:
+    billing = Billing(app, stripe)
+    before = read(metered_app.test_client())
+    billing.subscribe(sign_in())
+    doubled = sign_in()
+    billing.subscribe(doubled)
+    stripe.subscribe(billing.customer_of(doubled), billing.price_id)
+    billing.tell_all()
+    billing.work()
+    billing.rows("DELETE FROM stripe_events")
+    billing.rows("UPDATE billing_closures SET due_at = NULL")
+    billing.rows(
+        "INSERT INTO stripe_events (id, event_id, type, status, due_at, stripe_created_at, received_at) VALUES "
+        "(gen_random_uuid(), 'evt_m1', 'invoice.paid', 'received', now(), now(), now() - interval '90 s'), "
+        "(gen_random_uuid(), 'evt_m2', 'invoice.paid', 'unmatched', NULL, now(), now() - interval '9 days'), "
+        "(gen_random_uuid(), 'evt_m3', 'invoice.paid', 'handled', NULL, now(), now() - interval '9 days')"
+    )
+    billing.rows(
+        "INSERT INTO billing_closures (id, stripe_customer_id, due_at) "
+        "VALUES (gen_random_uuid(), 'cus_m1', now()), (gen_random_uuid(), 'cus_m2', NULL)"
+    )
+    billing.rows(
+        "UPDATE billing_reconciliation SET finished_at = to_timestamp(1790000000.5), drifted = 2, unknown = 4, "
+        "total_drifted = total_drifted + 7"
+    )
+
+    after = read(metered_app.test_client())
+
+    def rise(name: str, **labels: str) -> float:
+        return after(name, **labels) - before(name, **labels)
+
+    assert rise("chatapi_pro_accounts") == 2
+    assert rise("chatapi_subscriptions", status="active") == 3
+    assert after("chatapi_subscriptions", status="incomplete_expired") == 0
+    assert rise("chatapi_second_subscriptions") == 1
+    assert [after("chatapi_billing_events", status=status) for status in ("received", "retrying", "unmatched")] == [
+        1,
+        0,
+        1,
+    ]
+    assert 90 <= after("chatapi_billing_oldest_event_seconds") < 120
+    assert after("chatapi_billing_closures") == 1
+    assert after("chatapi_billing_drift") == 2
+    assert rise("chatapi_billing_drift_total") == 7
+    assert after("chatapi_billing_unknown_customers") == 4
+    assert after("chatapi_billing_reconciled_timestamp_seconds") == 1790000000.5
+    billing.rows("DELETE FROM stripe_events WHERE event_id LIKE 'evt_m%'")
+    billing.rows("DELETE FROM billing_closures WHERE stripe_customer_id LIKE 'cus_m_'")
+
+
+def test_metrics_show_no_time_of_a_reconciliation_that_never_was(app: Flask, metered_app: Flask) -> None:
+    with app.app_context():
+        db.session.execute(text("UPDATE billing_reconciliation SET finished_at = NULL"))
+        db.session.commit()
+
+    found = read(metered_app.test_client())
+
+    assert found("chatapi_billing_drift_total") >= 0
+    with pytest.raises(KeyError):
+        found("chatapi_billing_reconciled_timestamp_seconds")
+
+
+def test_metrics_of_replies_are_shown_when_those_of_billing_cannot_be_read(app: Flask, metered_app: Flask) -> None:
+    with app.app_context(), db.engine.connect() as other:
+        other.execute(text("LOCK TABLE billing_reconciliation IN ACCESS EXCLUSIVE MODE"))
+        began = time.monotonic()
+        found = read(metered_app.test_client())
+        seconds = time.monotonic() - began
+
+    assert found("chatapi_database_up") == 1
+    assert found("chatapi_reply_queue_age_seconds") >= 0
+    assert seconds < 3
+    with pytest.raises(KeyError):
+        found("chatapi_pro_accounts")
+
+
 def test_metrics_answer_within_seconds_when_postgresql_is_away(make_app: Callable[..., Flask]) -> None:
     app = make_app(METRICS_TOKEN=TOKEN, DATABASE_URL=f"postgresql://nobody@127.0.0.1:{free_port()}/none")
 
@@ -178,8 +258,9 @@ def test_metrics_answer_within_seconds_when_postgresql_is_away(make_app: Callabl
 
     assert found("chatapi_database_up") == 0
     assert found("chatapi_replies_accepted_total") >= 0
-    with pytest.raises(KeyError):
-        found("chatapi_reply_queue_age_seconds")
+    for name in ("chatapi_reply_queue_age_seconds", "chatapi_pro_accounts"):
+        with pytest.raises(KeyError):
+            found(name)
 
 
 def test_metrics_answer_within_seconds_when_postgresql_hangs(metered_app: Flask, services: Services) -> None:

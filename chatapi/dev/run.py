@@ -21,7 +21,8 @@ import config
 from chatapi.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
 from chatapi.dev.logs import Logs, last_line, write
 from chatapi.dev.processes import Child, StartError, Supervisor, describe_status, wait_until
-from chatapi.dev.system import child_environment, get, health, migration, system_children
+from chatapi.dev.standins import StandIn, needed_stand_ins
+from chatapi.dev.system import health, migration, system_children
 
 MOST_EARLY_DEATHS = 3
 """A child that dies so often before the system is ready will not come up by itself."""
@@ -63,7 +64,7 @@ class Runner:
         self._parent = os.getppid() if "MAKELEVEL" in os.environ else None
         self._postgres: EmbeddedPostgres | None = None
         self._valkey: EmbeddedValkey | None = None
-        self._gemini_port: int | None = None
+        self._stand_ins: list[StandIn] = []
 
     def run(self) -> int:
         """Start everything, keep it running until a signal comes, end everything. Returns the exit code.
@@ -98,10 +99,11 @@ class Runner:
         if not self._postgres:
             _check_database(self.environ["DATABASE_URL"])
         self._prepare_metrics()
-        self._start_services()
+        address = _local_address(host)
+        self._start_services(f"http://{f'[{address}]' if ':' in address else address}:{port}")
         self._write_services_file(services)
         self._migrate()
-        self._start_system(host, port)
+        self._start_system(address, port)
         self._say_ready(host, port)
 
     def _plan_services(self) -> dict[str, str]:
@@ -115,10 +117,11 @@ class Runner:
         if not self.environ.get("REDIS_URL"):
             self._valkey = EmbeddedValkey(self.data_dir / "valkey", free_port())
             services["REDIS_URL"] = self._valkey.url
-        if not self.environ.get("GEMINI_API_KEY") and not self.environ.get("GEMINI_API_ENDPOINT"):
-            self._gemini_port = free_port()
-            services["GEMINI_API_ENDPOINT"] = f"http://127.0.0.1:{self._gemini_port}"
-            services["STAND_INS"] = "Gemini"  # So that the service itself can say so.
+        self._stand_ins = needed_stand_ins(self.environ, self.data_dir)
+        for stand_in in self._stand_ins:
+            services |= stand_in.settings()
+        if self._stand_ins:  # So that the service itself can say so.
+            services["STAND_INS"] = ",".join(stand_in.name for stand_in in self._stand_ins)
         return services
 
     def _prepare_metrics(self) -> None:
@@ -128,7 +131,7 @@ class Runner:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
 
-    def _start_services(self) -> None:
+    def _start_services(self, web_url: str) -> None:
         """Start PostgreSQL, Valkey and the stand-ins, in this order for the sake of the order of their end."""
         started: list[tuple[Child, Callable[[], bool]]] = []
         if self._postgres:
@@ -137,21 +140,12 @@ class Runner:
         if self._valkey:
             self._valkey.prepare()
             started.append((self._valkey.child(self._logs.quiet("valkey")), self._valkey.is_ready))
-        if self._gemini_port:
-            started.append((self._gemini_stand_in(self._gemini_port), self._is_gemini_ready))
+        started += [(each.child(self.environ, self._logs, web_url), each.is_ready) for each in self._stand_ins]
         for child, _ in started:
             self._tick()
             self._supervisor.start(child)
         for child, is_ready in started:
             self._await(child.name, is_ready)
-
-    def _gemini_stand_in(self, port: int) -> Child:
-        command = [sys.executable, "-m", "chatapi.dev.gemini_standin", "--port", str(port)]
-        log = self._logs.shown("gemini-standin")
-        return Child("Gemini's stand-in", command, env=child_environment(self.environ), log=log)
-
-    def _is_gemini_ready(self) -> bool:
-        return self._gemini_port is not None and get("127.0.0.1", self._gemini_port, "/v1beta/models")[0] == 200
 
     def _migrate(self) -> None:
         child = self._migration(self.environ, self._logs.folder)
@@ -165,13 +159,12 @@ class Runner:
         if status != 0:
             raise StartError(f"The database cannot be migrated: {self._last_words(child, status)}")
 
-    def _start_system(self, host: str, port: int) -> None:
+    def _start_system(self, address: str, port: int) -> None:
         children = self._children(self.environ, port, self._logs.folder)
         for child in children:
             if child.log:
                 self._logs.shown(child.log.stem)
         self._supervisor.start(*children)
-        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
 
         def is_ready() -> bool:
             return self._supervisor.steady_seconds() > STEADY_SECONDS and health(port, address) is not None
@@ -220,8 +213,8 @@ class Runner:
         notes = ["docs at /docs"]
         if embedded:
             notes.append(f"{' and '.join(embedded)} embedded under {_short(self.data_dir)}/")
-        if self._gemini_port:
-            notes.append("Gemini is a stand-in")
+        if names := " and ".join(stand_in.name for stand_in in self._stand_ins):
+            notes.append(f"{names} {'are stand-ins' if len(self._stand_ins) > 1 else 'is a stand-in'}")
         name = "localhost" if host in {"127.0.0.1", "0.0.0.0", "::", "::1"} else host  # noqa: S104 - compared, not bound
         write(sys.stdout, f"Ready: http://{name}:{port} ({'; '.join(notes)})\n")
         held_back, self._held_back = self._held_back or [], None
@@ -278,6 +271,11 @@ def _check_port(host: str, port: int) -> None:
             f"Port {port} of {host} cannot be used ({error.strerror}); "
             f"end what uses it, or take another: `PORT={port + 1 if 1024 <= port < 65535 else 5001} make run`."
         ) from None
+
+
+def _local_address(host: str) -> str:
+    """Return where this machine reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
 
 
 def _check_database(url: str) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import select, text
 from chatapi.extensions import db, in_transaction
 from chatapi.subscriptions.gateway import MissingAtStripeError, StripeGateway
 from chatapi.subscriptions.models import BillingCustomer
+from chatapi.subscriptions.sync import is_ours
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,15 @@ def adopt_customer(stripe: StripeGateway, customer_id: str) -> bool:
     if is_adopted:
         log.info("customer_adopted", customer=customer_id)
     return is_adopted
+
+
+def is_others(stripe: StripeGateway, customer_id: str) -> bool:
+    """Return whether a customer pays for other things than ours: the Stripe account may sell more than Pro."""
+    try:
+        found = list(stripe.list_subscriptions(customer_id))
+    except MissingAtStripeError:
+        return False
+    return bool(found) and not any(is_ours(subscription) for subscription in found)
 
 
 def customer_of(user_id: UUID) -> str | None:

@@ -17,7 +17,7 @@ from chatapi.errors import ChatAPIError
 from chatapi.extensions import db, delete_some, in_transaction
 from chatapi.subscriptions.backoff import ATTEMPT_SECONDS, RING_AGAIN_SECONDS, retry_seconds
 from chatapi.subscriptions.closures import close_customer, is_closed
-from chatapi.subscriptions.customers import adopt_customer
+from chatapi.subscriptions.customers import adopt_customer, is_others
 from chatapi.subscriptions.gateway import gateway
 from chatapi.subscriptions.models import StripeEvent
 from chatapi.subscriptions.sync import Outcome, sync_customer
@@ -65,7 +65,7 @@ def handle_event(row_id: UUID) -> None:
     if event is None:
         return
     try:
-        reason = _handle(event)
+        status, reason = _handle(event)
     except _LaterError as error:
         _retry(row_id, event, str(error))
     except ChatAPIError as error:
@@ -76,22 +76,24 @@ def handle_event(row_id: UUID) -> None:
         log.error("stripe_event_broken", stripe_event=event.event_id, reason=type(error).__name__, where=where)  # noqa: TRY400
         _retry(row_id, event, "unexpected_error")
     else:
-        _close(row_id, event, "handled", reason)
+        _close(row_id, event, status, reason)
 
 
-def _handle(event: Row[Any]) -> str | None:
-    """Return a word on what was found. Raises `_LaterError`, and what Stripe's being away raises."""
+def _handle(event: Row[Any]) -> tuple[str, str]:
+    """Return how the event is closed, and why. Raises `_LaterError`, and what Stripe's being away raises."""
     if in_transaction(lambda: _close_again(event.customer_id)):
-        return "account_erased"
+        return "handled", "account_erased"
     if in_transaction(lambda: _is_seen(event)):
-        return "seen"
+        return "handled", "seen"
     stripe = gateway()
     outcome = sync_customer(stripe, event.customer_id)
     if outcome is Outcome.UNKNOWN and adopt_customer(stripe, event.customer_id):
         outcome = sync_customer(stripe, event.customer_id)
-    if outcome is Outcome.UNKNOWN:
-        raise _LaterError("unknown_customer")
-    return str(outcome.value)
+    if outcome is not Outcome.UNKNOWN:
+        return "handled", str(outcome.value)
+    if is_others(stripe, event.customer_id):
+        return "ignored", "foreign_price"
+    raise _LaterError("unknown_customer")
 
 
 def _close_again(customer_id: str) -> bool:
@@ -106,7 +108,7 @@ def _is_seen(event: Row[Any]) -> bool:
     return bool(db.session.scalar(_IS_SEEN, {"customer_id": event.customer_id, "received_at": event.received_at}))
 
 
-def _close(row_id: UUID, event: Row[Any], status: str, reason: str | None) -> None:
+def _close(row_id: UUID, event: Row[Any], status: str, reason: str) -> None:
     in_transaction(lambda: db.session.execute(_CLOSE, {"id": row_id, "status": status, "reason": reason}))
     level = log.error if status == "unmatched" else log.info
     level("stripe_event_closed", stripe_event=event.event_id, type=event.type, status=status, reason=reason)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
-from http import HTTPStatus
 from typing import Any, cast
 from uuid import UUID
 
@@ -28,6 +27,12 @@ UNAVAILABLE_RETRY_AFTER_SECONDS = 5
 
 SIGNATURE_TOLERANCE_SECONDS = 300
 """Stripe's own default, here for clocks ahead as well as for old messages."""
+
+GONE = ("resource_missing", "invalid_canceled_subscription_fields")
+"""How Stripe says that something is not there, or that a subscription is over and cannot be changed."""
+
+API_VERSION = stripe.api_version
+"""The SDK's own. What events look like is settled by the version of the endpoint that they are sent to."""
 
 PAGE = 100
 """The most that Stripe gives at a time."""
@@ -61,6 +66,14 @@ class BillingUnavailableError(ServiceUnavailableError):
     def __init__(self, reason: str) -> None:
         super().__init__(retry_after=UNAVAILABLE_RETRY_AFTER_SECONDS)
         self.reason = reason
+
+
+class SetupRefusedError(Exception):
+    """Stripe did not do what an operator asked for; the message says so in a sentence."""
+
+
+class SetupMissingError(SetupRefusedError):
+    """There is no such object."""
 
 
 class InvalidSignatureError(BadRequestError):
@@ -266,15 +279,29 @@ def _errors_mapped() -> Iterator[None]:
     try:
         yield
     except stripe.IdempotencyError as error:
-        if error.http_status == HTTPStatus.CONFLICT:  # The same is being done for somebody else.
-            raise _refused(error) from error
         raise IntentChangedError from error
     except stripe.InvalidRequestError as error:
-        if error.code == "resource_missing":
+        if error.code in GONE:
             raise MissingAtStripeError(error.param) from error
         raise _refused(error) from error
     except stripe.StripeError as error:
         raise _refused(error) from error
+
+
+@contextmanager
+def refusals_in_words() -> Iterator[None]:
+    """Tell the operator what Stripe says: it is about their own account, and quotes of the key only its end."""
+    try:
+        yield
+    except stripe.AuthenticationError as error:
+        raise SetupRefusedError(f"Stripe does not take STRIPE_SECRET_KEY: {error.user_message}") from None
+    except stripe.PermissionError as error:
+        raise SetupRefusedError(f"STRIPE_SECRET_KEY may not do all of this: {error.user_message}") from None
+    except stripe.APIConnectionError as error:
+        raise SetupRefusedError(f"Stripe cannot be reached ({type(error).__name__}).") from None
+    except stripe.StripeError as error:
+        kind = SetupMissingError if error.code == "resource_missing" else SetupRefusedError
+        raise kind(f"Stripe refuses: {error.user_message or type(error).__name__}") from None
 
 
 def _refused(error: stripe.StripeError) -> BillingUnavailableError:

@@ -121,8 +121,8 @@ def _sort(event: Mapping[str, Any], kind: str) -> Sorted:
 def _not_ours(about: Mapping[str, Any]) -> str | None:
     """Return why an object is no business of ours: the Stripe account may sell other things as well."""
     kind = about.get("object")
-    if kind == "checkout.session" and about.get("mode") != "subscription":
-        return "not_a_subscription"
+    if kind == "checkout.session" and not _is_our_checkout(about):
+        return "foreign_checkout"
     if kind == "invoice" and _subscription_of_invoice(about) is None:
         return "not_a_subscription"
     if kind != "subscription":
@@ -131,6 +131,11 @@ def _not_ours(about: Mapping[str, Any]) -> str | None:
     if prices & set(current_app.config["STRIPE_PRICE_ID"]) or _is_known(_id_of(about)):
         return None
     return "foreign_price"
+
+
+def _is_our_checkout(session: Mapping[str, Any]) -> bool:
+    metadata = session.get("metadata")
+    return session.get("mode") == "subscription" and isinstance(metadata, dict) and "user_id" in metadata
 
 
 def _subscription_of_invoice(invoice: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import socket
@@ -12,16 +13,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import psycopg2
 import pytest
 import redis
 from dotenv import dotenv_values
+from stripe import StripeClient
 
 import config
 from chatapi.dev.embedded import free_port
 from chatapi.dev.processes import wait_until
 from chatapi.dev.system import system_children
+from config_billing import is_configured
 
 # A system of the same shape that starts at once: a web process that answers, and others that only exist.
 LIGHT_SYSTEM = """
@@ -117,6 +122,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
             "DATABASE_URL": "",
             "REDIS_URL": "",
             "GEMINI_API_ENDPOINT": "http://127.0.0.1:9",
+            "STRIPE_API_BASE": "http://127.0.0.1:9",
+            "STRIPE_SECRET_KEY": "",
+            "FRONTEND_URL": "",
             "JWT_SECRET": "only these tests know it, 0123456789",
             "PORT": str(free_port()),
             "TEST_RUN": str(data_dir),
@@ -172,6 +180,94 @@ def test_run_tells_flask_commands_where_its_servers_are_while_they_are_up(start:
     run.process.terminate()
     assert run.process.wait(30) == 0
     assert not (run.data_dir / "services.env").exists()
+
+
+def stripe_of(run: Run) -> StripeClient:
+    services = run.services()
+    return StripeClient(services["STRIPE_SECRET_KEY"] or "", base_addresses={"api": services["STRIPE_API_BASE"] or ""})
+
+
+def test_run_starts_a_stand_in_for_stripe_with_something_to_sell(start: Callable[..., Run]) -> None:
+    run = start(STRIPE_API_BASE="")
+    run.wait_ready()
+
+    assert run.output.read_text().splitlines()[0].endswith("; Stripe is a stand-in)")
+    services = run.services()
+    price = stripe_of(run).v1.prices.retrieve(services["STRIPE_PRICE_ID"] or "")
+    assert (price.active, price.unit_amount, price.currency) == (True, 900, "usd")
+    assert services["FRONTEND_URL"] == f"{services['STRIPE_API_BASE']}/frontend"
+    assert services["STAND_INS"] == "Stripe"
+    settings = config.load_settings(
+        {"APP_ENV": "development", **{name: value or "" for name, value in services.items()}}
+    )
+    assert is_configured(settings)
+    (endpoint,) = stripe_of(run).v1.webhook_endpoints.list()
+    assert endpoint.url == f"http://127.0.0.1:{run.port}/webhook/stripe"
+
+
+def test_run_has_stripes_stand_in_sign_with_the_secret_that_the_service_knows(start: Callable[..., Run]) -> None:
+    run = start(STRIPE_API_BASE="")
+    run.wait_ready()
+
+    state = json.loads((run.data_dir / "stripe.json").read_text())
+
+    secrets = [private["secrets"] for private in state["private"].values() if "secrets" in private]
+    assert secrets == [[run.services()["STRIPE_WEBHOOK_SECRET"]]]
+
+
+def test_second_run_keeps_stripes_customers_and_its_one_endpoint(start: Callable[..., Run]) -> None:
+    run = start(STRIPE_API_BASE="")
+    run.wait_ready()
+    customer = stripe_of(run).v1.customers.create({"email": "ada@example.com"})
+    secret = run.services()["STRIPE_WEBHOOK_SECRET"]
+    for name in ("stripe_webhook_secret", "stripe.json"):
+        assert (run.data_dir / name).stat().st_mode & 0o777 == 0o600
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(30) == 0
+
+    again = start(STRIPE_API_BASE="")
+    again.wait_ready()
+
+    assert stripe_of(again).v1.customers.retrieve(customer.id).email == "ada@example.com"
+    assert again.services()["STRIPE_WEBHOOK_SECRET"] == secret
+    (endpoint,) = stripe_of(again).v1.webhook_endpoints.list()
+    assert endpoint.url == f"http://127.0.0.1:{again.port}/webhook/stripe"
+    assert len(list(stripe_of(again).v1.prices.list())) == 1
+
+
+def test_run_starts_no_stand_in_for_stripe_when_there_is_a_key(start: Callable[..., Run]) -> None:
+    run = start(STRIPE_API_BASE="", STRIPE_SECRET_KEY="sk_test_somebody")
+    run.wait_ready()
+
+    assert "stand-in" not in run.output.read_text()
+    assert set(run.services()) == {"DATABASE_URL", "REDIS_URL"}
+
+
+@pytest.mark.parametrize("name", ["STRIPE_SECRET_KEY", "STRIPE_API_BASE"])
+def test_flask_commands_with_a_stripe_of_their_own_take_nothing_of_the_stand_ins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(config, "DATA_DIR", tmp_path)
+    monkeypatch.setenv("APP_ENV", "development")
+    services = "REDIS_URL='redis://there'\nSTRIPE_SECRET_KEY='sk_test_stand_in'\nSTRIPE_API_BASE='http://here'\n"
+    (tmp_path / "services.env").write_text(services)
+    for each in ("REDIS_URL", "STRIPE_SECRET_KEY", "STRIPE_API_BASE"):
+        monkeypatch.delenv(each, raising=False)
+    both = config.load_environment()
+    monkeypatch.setenv(name, "mine")
+
+    found = config.load_environment()
+
+    assert (both["STRIPE_SECRET_KEY"], both["STRIPE_API_BASE"]) == ("sk_test_stand_in", "http://here")
+    assert {each for each in found if each.startswith("STRIPE_")} == {name}
+    assert found["REDIS_URL"] == "redis://there"
+
+
+def test_run_sends_people_to_their_own_front_end_when_there_is_one(start: Callable[..., Run]) -> None:
+    run = start(STRIPE_API_BASE="", FRONTEND_URL="http://localhost:3000")
+    run.wait_ready()
+
+    assert run.services()["FRONTEND_URL"] == "http://localhost:3000"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -337,15 +433,16 @@ def test_run_says_in_a_sentence_that_its_folder_cannot_be_used(start: Callable[.
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_real_system_comes_back_when_its_processes_are_killed_and_ends_in_order(start: Callable[..., Run]) -> None:
-    run = start(program=("-m", "chatapi.dev"), GEMINI_API_ENDPOINT="")
+    run = start(program=("-m", "chatapi.dev"), GEMINI_API_ENDPOINT="", STRIPE_API_BASE="")
     run.wait_ready()
-    assert run.output.read_text().splitlines()[0].endswith("; Gemini is a stand-in)")
+    assert run.output.read_text().splitlines()[0].endswith("; Gemini and Stripe are stand-ins)")
     commands = {
         "web": b"gunicorn\0wsgi:app",
         "worker": b"--queues\0replies",
         "chores": b"--queues\0chores",
         "sweeper": b"flask\0sweeper",
         "Gemini's stand-in": b"chatapi.dev.gemini_standin",
+        "Stripe's stand-in": b"chatapi.dev.stripe.standin",
         "Valkey": b"valkey-server",
         "PostgreSQL": b"bin/postgres",
     }
@@ -359,6 +456,34 @@ def test_real_system_comes_back_when_its_processes_are_killed_and_ends_in_order(
     run.process.send_signal(signal.SIGINT)
     assert run.process.wait(60) == 0
     assert wait_until(lambda: not run.processes(), 5), run.processes()
+
+
+@pytest.mark.slow
+def test_real_system_takes_a_payment_on_the_stand_ins_page_and_names_its_stand_ins(start: Callable[..., Run]) -> None:
+    run = start(program=("-m", "chatapi.dev"), GEMINI_API_ENDPOINT="", STRIPE_API_BASE="")
+    run.wait_ready()
+    number = f"+1{time.time_ns() % 10**12:012d}"
+    otp = call(run, "/auth/send-otp", {"mobile_number": number})["otp"]
+    token = call(run, "/auth/verify-otp", {"mobile_number": number, "otp": otp})["token"]
+
+    page = call(run, "/subscribe/pro", {}, token)["checkout_url"]
+    with urlopen(page, b"action=pay", timeout=10) as answer:  # noqa: S310 - of our own stand-in
+        assert "Payment page closed" in answer.read().decode()
+
+    def has_pro() -> bool:
+        return bool(call(run, "/user/me", None, token)["user"]["subscription_tier"] == "pro")
+
+    assert wait_until(has_pro, 15)
+    assert call(run, "/health/ready")["notes"] == ["Gemini is a stand-in", "Stripe is a stand-in"]
+
+
+def call(run: Run, path: str, body: Any = None, token: str | None = None) -> Any:
+    """Call the system over HTTP: with a body by POST."""
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    data = None if body is None else json.dumps(body).encode()
+    request = Request(f"http://127.0.0.1:{run.port}{path}", data, headers)
+    with urlopen(request, timeout=10) as answer:  # noqa: S310
+        return json.load(answer)
 
 
 def leader(run: Run, command: bytes) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from flask import Flask
 
-from chatapi.dev.stripe_standin import StripeStandin
+from chatapi.dev.stripe.standin import StripeStandin
 from tests.subscriptions.support import Billing
 from tests.support import Account
 

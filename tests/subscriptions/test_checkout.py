@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from flask import Flask
 
-from chatapi.dev.stripe_faults import Fault
-from chatapi.dev.stripe_standin import StripeStandin
+from chatapi.dev.stripe.faults import Fault
+from chatapi.dev.stripe.standin import StripeStandin
 from tests.subscriptions.support import Billing, Json, tier_of
 from tests.support import Account, race, stripe_client, wait_for
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chatapi.dev.stripe_wire import ApiError
+from chatapi.dev.stripe.wire import ApiError
 from chatapi.subscriptions.reconcile import reconcile
 from tests.subscriptions.support import Billing, Json, tier_of
 from tests.support import Account, stripe_client

@@ -7,15 +7,14 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-import structlog
 from flask import Flask
 
-from chatapi.dev.stripe_faults import Fault
+from chatapi.dev.stripe.faults import Fault
 from chatapi.extensions import in_transaction
 from chatapi.subscriptions.events import handle_event, take_due_events
 from chatapi.subscriptions.gateway import gateway
 from chatapi.subscriptions.sync import sync_customer
-from tests.subscriptions.support import Billing, Json, tier_of
+from tests.subscriptions.support import Billing, Json, logged, tier_of
 from tests.support import Account, race, stripe_client
 
 
@@ -67,7 +66,7 @@ def test_event_that_lies_grants_nothing(billing: Billing, customer: Account) -> 
 def test_event_is_kept_and_retried_while_stripe_is_away(billing: Billing, account: Account) -> None:
     billing.stripe.pay(billing.check_out(account))
     event = billing.news()[-1]
-    billing.stripe.add_fault(Fault("503"))
+    billing.stripe.add_fault(Fault("429"))
     billing.tell(event)
 
     waits = []
@@ -97,7 +96,9 @@ def test_event_before_its_checkout_row_finds_its_user_by_what_stripe_holds(billi
     assert billing.subscription_of(account) == session["subscription"]
 
 
-def test_event_of_a_customer_nobody_knows_is_kept_retried_and_at_last_reported(billing: Billing) -> None:
+def test_event_of_a_customer_nobody_knows_is_kept_retried_and_at_last_reported(
+    billing: Billing, caplog: pytest.LogCaptureFixture
+) -> None:
     stranger = stripe_client(billing.stripe).v1.customers.create({})
     billing.stripe.subscribe(stranger.id, billing.price_id)
     event = next(each for each in billing.news() if each["type"] == "customer.subscription.created")
@@ -112,12 +113,11 @@ def test_event_of_a_customer_nobody_knows_is_kept_retried_and_at_last_reported(b
     billing.work()
     assert billing.event_row(event["id"]).status == "retrying"
     age(billing, event, timedelta(days=3, hours=1))
-    with structlog.testing.capture_logs() as logs:
-        billing.work()
+    billing.work()
     row = billing.event_row(event["id"])
     assert (row.status, row.reason, row.due_at) == ("unmatched", "unknown_customer", None)
-    reported = [entry for entry in logs if entry["event"] == "stripe_event_closed" and entry["log_level"] == "error"]
-    assert [entry["stripe_event"] for entry in reported] == [event["id"]]
+    reported = [said for said in logged(caplog, "stripe_event_closed") if said["level"] == "error"]
+    assert [said["stripe_event"] for said in reported] == [event["id"]]
 
 
 @pytest.mark.parametrize("user_id", ["not-an-id", "", "01a20550-0000-7000-8000-000000000000"])
@@ -146,17 +146,18 @@ def test_second_customer_noted_to_be_a_user_takes_nobodys_place(billing: Billing
     assert len(subscriber.call("GET", "/subscription/history").get_json()["subscription_history"]) == 1
 
 
-def test_second_subscription_is_noticed_and_reported(billing: Billing, subscriber: Account) -> None:
+def test_second_subscription_is_noticed_and_reported(
+    billing: Billing, subscriber: Account, caplog: pytest.LogCaptureFixture
+) -> None:
     first, customer = billing.subscription_of(subscriber), billing.customer_of(subscriber)
     second = billing.stripe.subscribe(customer, billing.price_id)["id"]
 
-    with structlog.testing.capture_logs() as logs:
-        billing.tell_all()
-        billing.work()
+    billing.tell_all()
+    billing.work()
 
-    reports = [entry for entry in logs if entry["event"] == "second_subscription"]
+    reports = logged(caplog, "second_subscription")
     assert reports
-    assert reports[0]["log_level"] == "error"
+    assert reports[0]["level"] == "error"
     assert (reports[0]["customer"], set(reports[0]["subscriptions"])) == (customer, {first, second})
     assert tier_of(subscriber) == "pro"
     v1 = stripe_client(billing.stripe).v1
@@ -275,7 +276,9 @@ def test_event_handled_in_many_places_at_once_has_one_effect(billing: Billing, a
     assert len(account.call("GET", "/subscription/history").get_json()["subscription_history"]) == 1
 
 
-def test_broken_answer_of_stripes_is_retried_and_does_not_show_what_it_was(billing: Billing, account: Account) -> None:
+def test_broken_answer_of_stripes_is_retried_and_does_not_show_what_it_was(
+    billing: Billing, account: Account, caplog: pytest.LogCaptureFixture
+) -> None:
     session = billing.stripe.pay(billing.check_out(account))
     event = billing.news()[-1]
     billing.tell(event)
@@ -283,10 +286,9 @@ def test_broken_answer_of_stripes_is_retried_and_does_not_show_what_it_was(billi
         subscription = billing.stripe.account.find("subscription", session["subscription"])
         items = subscription.pop("items")
     try:
-        with structlog.testing.capture_logs() as logs:
-            billing.work()
+        billing.work()
         assert billing.event_row(event["id"]).reason == "unexpected_error"
-        assert [entry["reason"] for entry in logs if entry["event"] == "stripe_event_broken"] == ["KeyError"]
+        assert [said["reason"] for said in logged(caplog, "stripe_event_broken")] == ["KeyError"]
     finally:
         with billing.stripe.account.changing():
             subscription["items"] = items

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
-import structlog
 
-from chatapi.dev.stripe_faults import Fault
+from chatapi.dev.stripe.faults import Fault
 from chatapi.extensions import in_transaction
 from chatapi.subscriptions.gateway import BillingUnavailableError
 from chatapi.subscriptions.reconcile import RECONCILIATION_ID, reconcile, run_reconciliation, take_due_reconciliation
-from tests.subscriptions.support import Billing, tier_of
-from tests.support import Account, stripe_client
+from tests.subscriptions.support import Billing, age_open_invoice, logged, tier_of
+from tests.support import Account, make_price, stripe_client
 
 
 def row_of(billing: Billing) -> object:
@@ -59,16 +59,15 @@ def test_payment_that_fails_unheard_is_found(billing: Billing, subscriber: Accou
 
 @pytest.mark.parametrize("until", ["NULL", "now() + interval '10 years'"])
 def test_tier_that_is_not_that_of_the_subscriptions_is_repaired(
-    billing: Billing, subscriber: Account, until: str
+    billing: Billing, subscriber: Account, until: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     right = billing.rows("SELECT pro_until FROM users WHERE id = :id", id=subscriber.id)
     billing.rows(f"UPDATE users SET pro_until = {until} WHERE id = :id", id=subscriber.id)  # noqa: S608
 
-    with structlog.testing.capture_logs() as logs:
-        assert billing.in_app(reconcile).drifted == 1
+    assert billing.in_app(reconcile).drifted == 1
 
     assert billing.rows("SELECT pro_until FROM users WHERE id = :id", id=subscriber.id) == right
-    drifted = [entry["customer"] for entry in logs if entry["event"] == "subscription_drifted"]
+    drifted = [said["customer"] for said in logged(caplog, "subscription_drifted")]
     assert drifted == [billing.customer_of(subscriber)]
 
 
@@ -100,6 +99,38 @@ def test_subscriptions_beyond_a_page_are_compared_too(
         billing.stripe.cancel_now(subscription["id"])
 
 
+def test_grace_is_counted_anew_when_the_unpaid_invoice_is_another(billing: Billing, subscriber: Account) -> None:
+    subscription_id = billing.subscription_of(subscriber)
+    billing.stripe.fail_payment(subscription_id)
+    assert billing.in_app(reconcile).drifted == 1
+    assert tier_of(subscriber) == "pro"
+
+    age_open_invoice(billing.stripe, subscription_id, timedelta(days=4))
+
+    assert billing.in_app(reconcile).drifted == 1
+    assert tier_of(subscriber) == "basic"
+
+
+def test_customer_that_is_not_known_here_finds_its_user(billing: Billing, account: Account) -> None:
+    """As after the database was restored from a backup."""
+    billing.stripe.pay(billing.check_out(account))
+    billing.rows("DELETE FROM billing_customers WHERE user_id = :id", id=account.id)
+
+    billing.in_app(reconcile)
+
+    assert tier_of(account) == "pro"
+
+
+def test_what_is_not_ours_and_what_is_over_is_nobody_to_look_for(billing: Billing) -> None:
+    before = billing.in_app(reconcile)
+    v1 = stripe_client(billing.stripe).v1
+    billing.stripe.subscribe(v1.customers.create({}).id, make_price(billing.stripe))
+    over = billing.stripe.subscribe(v1.customers.create({}).id, billing.price_id)
+    billing.stripe.cancel_now(over["id"])
+
+    assert billing.in_app(reconcile) == before
+
+
 def test_subscription_of_an_erased_account_is_ended(billing: Billing, subscriber: Account) -> None:
     customer = billing.customer_of(subscriber)
     subscriber.call("DELETE", "/user/me")
@@ -122,7 +153,7 @@ def test_run_is_due_once_an_hour_and_sooner_after_trouble(billing: Billing) -> N
     billing.rows("UPDATE billing_reconciliation SET due_at = now()")
     assert [due(), due()] == [[RECONCILIATION_ID], []]
 
-    billing.stripe.add_fault(Fault("500"))
+    billing.stripe.add_fault(Fault("429"))
     billing.in_app(run_reconciliation, RECONCILIATION_ID)
     assert 0 < row_of(billing).wait <= 300  # type: ignore[attr-defined]
     with pytest.raises(BillingUnavailableError):

@@ -16,9 +16,10 @@ from flask import Flask
 from stripe.params import WebhookEndpointCreateParams
 
 from chatapi.dev.embedded import free_port
-from chatapi.dev.stripe_faults import Fault
-from chatapi.dev.stripe_standin import StripeStandin
-from chatapi.subscriptions.gateway_setup import API_VERSION, EVENTS
+from chatapi.dev.stripe.faults import Fault
+from chatapi.dev.stripe.standin import StripeStandin
+from chatapi.subscriptions.gateway import API_VERSION
+from chatapi.subscriptions.gateway_setup import EVENTS
 from chatapi.subscriptions.webhook import WATCHED
 from config import ROOT
 from tests.support import Account, stripe_client

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from flask import Flask
 
-from chatapi.dev.stripe_faults import Fault
+from chatapi.dev.stripe.faults import Fault
 from tests.subscriptions.support import Billing, Json, age_open_invoice, tier_of
 from tests.support import Account, make_price, race, stripe_client, wait_for
 
@@ -281,7 +281,8 @@ def test_history_holds_every_subscription_newest_first(billing: Billing, subscri
         "stripe_subscription_id",
         "created_at",
     }
-    assert history[1]["ended_at"] is not None
+    ended_at = billing.stripe.account.find("subscription", first)["ended_at"]
+    assert datetime.fromisoformat(history[1]["ended_at"]) == datetime.fromtimestamp(ended_at, UTC)
 
 
 def test_subscriptions_of_others_are_not_shown(subscriber: Account, sign_in: Callable[..., Account]) -> None:

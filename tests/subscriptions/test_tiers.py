@@ -8,10 +8,10 @@ from typing import get_args
 
 import pytest
 import stripe
-import structlog
 
 from chatapi.subscriptions.gateway import RemoteSubscription
 from chatapi.subscriptions.tiers import GRANTS, RENEWAL_SLACK, pro_until
+from tests.subscriptions.support import logged
 
 BEGAN = datetime(2026, 11, 1, 12, tzinfo=UTC)
 ENDS = datetime(2026, 12, 1, 12, tzinfo=UTC)
@@ -59,11 +59,10 @@ def test_table_knows_every_status_of_the_sdk() -> None:
     assert {word for choice in choices for word in get_args(choice)} == set(GRANTS)
 
 
-def test_unknown_status_gives_nothing_and_is_reported() -> None:
-    with structlog.testing.capture_logs() as logs:
-        assert until(status="hibernating") is None
+def test_unknown_status_gives_nothing_and_is_reported(in_app: None, caplog: pytest.LogCaptureFixture) -> None:
+    assert until(status="hibernating") is None
 
-    assert [entry["status"] for entry in logs if entry["event"] == "subscription_status_unknown"] == ["hibernating"]
+    assert [said["status"] for said in logged(caplog, "subscription_status_unknown")] == ["hibernating"]
 
 
 @pytest.mark.parametrize("status", ["active", "trialing", "past_due"])

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 from flask import Flask
 
-from chatapi.dev.stripe_faults import Fault
-from chatapi.dev.stripe_standin import StripeStandin
+from chatapi.dev.stripe.faults import Fault
+from chatapi.dev.stripe.standin import StripeStandin
 from chatapi.extensions import in_transaction
 from chatapi.subscriptions.events import handle_event, prune_events
 from tests.subscriptions.support import Billing, Json, sign, tier_of
-from tests.support import WEBHOOK_SECRET, Account, make_price, race
+from tests.support import WEBHOOK_SECRET, Account, make_price, race, stripe_client
 
 
 @pytest.fixture
@@ -152,7 +152,8 @@ def test_signed_message_that_is_no_event_is_a_400(billing: Billing, payload: byt
         {"items": {"data": [None, {"price": 5}, {"price": {"id": []}}]}},
         {"object": "invoice", "parent": "nobody"},
         {"object": "invoice", "parent": {"subscription_details": {"subscription": 1}}},
-        {"object": "checkout.session", "mode": "payment"},
+        {"object": "checkout.session", "mode": "payment", "metadata": {"user_id": "somebody"}},
+        {"object": "checkout.session", "mode": "subscription", "metadata": ["user_id"]},
     ],
 )
 def test_strange_object_is_stored_as_ignored(billing: Billing, event: Json, changes: Json) -> None:
@@ -211,9 +212,29 @@ def test_subscription_to_something_else_is_stored_as_ignored(
     assert (row.status, row.reason) == ("ignored", "foreign_price")
     billing.tell_all(events)
     billing.work()
+    assert {billing.event_row(event["id"]).status for event in events} <= {"ignored", "handled"}
     assert tier_of(customer) == "basic"
     assert customer.call("GET", "/subscription/history").get_json() == {"subscription_history": []}
     assert billing.check_out(customer)
+
+
+def test_customer_of_something_else_is_nobody_to_look_for(billing: Billing, stripe: StripeStandin) -> None:
+    stranger = stripe_client(stripe).v1.customers.create({})
+    other = stripe.subscribe(stranger.id, make_price(stripe))
+    stripe.fail_payment(other["id"])
+    events = billing.news()
+
+    billing.tell_all(events)
+    billing.work()
+
+    assert {billing.event_row(event["id"]).status for event in events} == {"ignored"}
+
+
+def test_checkout_of_something_else_is_stored_as_ignored(billing: Billing, event: Json) -> None:
+    session = {"object": "checkout.session", "mode": "subscription", "customer": "cus_other", "metadata": {}}
+    billing.tell(event | {"type": "checkout.session.expired", "data": {"object": session}})
+
+    assert billing.event_row(event["id"]).reason == "foreign_checkout"
 
 
 def test_subscription_of_ours_that_becomes_something_else_gives_pro_no_more(

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import requests
 
-from chatapi.dev.stripe_faults import Fault
-from chatapi.dev.stripe_standin import StripeStandin
+from chatapi.dev.stripe.faults import Fault
+from chatapi.dev.stripe.standin import StripeStandin
 from tests.subscriptions.support import age_open_invoice, tier_of
 from tests.support import Account, race, wait_for
 from tests.system.support import System, finish, wait_all_ended
