@@ -6,7 +6,9 @@ import json
 import math
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar, cast
+from uuid import UUID
 
 from cachelib.serializers import BaseSerializer
 from flask import current_app, g, request
@@ -16,7 +18,7 @@ from flask_limiter import Limiter
 from flask_migrate import Migrate
 from flask_smorest import Api
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import ColumnElement, CursorResult, MetaData, delete, select, tuple_
+from sqlalchemy import ColumnElement, CursorResult, MetaData, delete, func, select, tuple_, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase
 
@@ -106,6 +108,23 @@ def delete_some(model: type[Base], *conditions: ColumnElement[bool]) -> int:
     some = select(*key).where(*conditions).limit(DELETE_BATCH).with_for_update(skip_locked=True)
     statement = delete(model).where(tuple_(*key).in_(some)).execution_options(synchronize_session=False)
     return cast("CursorResult[Any]", db.session.execute(statement)).rowcount
+
+
+def take_due(model: type[Base], limit: int, seconds: float, *conditions: ColumnElement[bool]) -> list[UUID]:
+    """Return the ids of up to `limit` rows that are due and meet the conditions, to be rung for after commit.
+
+    They are due again after so many seconds; locked ones are passed over.
+    """
+    row_id, due_at = model.__table__.c.id, model.__table__.c.due_at
+    due = select(row_id).where(due_at <= func.now(), *conditions).order_by(due_at).limit(limit)
+    statement = (
+        update(model)
+        .where(row_id.in_(due.with_for_update(skip_locked=True)))
+        .values(due_at=func.now() + timedelta(seconds=seconds))
+        .returning(row_id)
+        .execution_options(synchronize_session=False)
+    )
+    return list(db.session.scalars(statement))
 
 
 def in_batches(work: Callable[[], int], seconds: float = math.inf) -> int:

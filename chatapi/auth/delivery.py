@@ -12,13 +12,13 @@ from uuid import UUID
 import structlog
 from cryptography.fernet import Fernet
 from flask import current_app
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, update
 
 from chatapi.auth.gateways import DeliveryFailedError, OtpMessage, configured_gateway
 from chatapi.auth.models import OutboxMessage
 from chatapi.auth.otp import OTP_TTL_SECONDS, Purpose
 from chatapi.broker import CHORES_QUEUE, ring
-from chatapi.extensions import db, delete_some, in_transaction
+from chatapi.extensions import db, delete_some, in_transaction, take_due
 from chatapi.ids import uuid7
 from chatapi.keys import derived_key, hash_number
 
@@ -85,21 +85,7 @@ def deliver_otp(outbox_id: UUID) -> None:
 
 def take_due_deliveries(limit: int) -> list[UUID]:
     """Return up to `limit` rows that are due, undelivered and still of use, to be rung after commit."""
-    due = (
-        select(OutboxMessage.id)
-        .where(OutboxMessage.due_at <= func.now(), OutboxMessage.expires_at > func.now())
-        .order_by(OutboxMessage.due_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    statement = (
-        update(OutboxMessage)
-        .where(OutboxMessage.id.in_(due))
-        .values(due_at=func.now() + timedelta(seconds=RETRY_SECONDS))
-        .returning(OutboxMessage.id)
-        .execution_options(synchronize_session=False)
-    )
-    return list(db.session.scalars(statement))
+    return take_due(OutboxMessage, limit, RETRY_SECONDS, OutboxMessage.expires_at > func.now())
 
 
 def forget_deliveries(number_hash: bytes, purpose: Purpose | None = None) -> None:

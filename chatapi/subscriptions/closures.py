@@ -6,16 +6,15 @@ to nobody, and has them looked after once more.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Row, func, select, text, update
+from sqlalchemy import Row, select, text
 
 from chatapi.auth.models import User
 from chatapi.errors import ChatAPIError
-from chatapi.extensions import db, in_transaction
+from chatapi.extensions import db, in_transaction, take_due
 from chatapi.ids import uuid7
 from chatapi.subscriptions.backoff import ATTEMPT_SECONDS, RING_AGAIN_SECONDS, retry_seconds
 from chatapi.subscriptions.gateway import MissingAtStripeError, StripeGateway, gateway
@@ -113,18 +112,4 @@ def _note(closure_id: UUID, taken: Row[Any], reason: str | None) -> None:
 
 def take_due_closures(limit: int) -> list[UUID]:
     """Return up to `limit` closures that are due, to be rung after commit."""
-    due = (
-        select(BillingClosure.id)
-        .where(BillingClosure.due_at <= func.now())
-        .order_by(BillingClosure.due_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    statement = (
-        update(BillingClosure)
-        .where(BillingClosure.id.in_(due))
-        .values(due_at=func.now() + timedelta(seconds=RING_AGAIN_SECONDS))
-        .returning(BillingClosure.id)
-        .execution_options(synchronize_session=False)
-    )
-    return list(db.session.scalars(statement))
+    return take_due(BillingClosure, limit, RING_AGAIN_SECONDS)

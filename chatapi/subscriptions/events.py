@@ -11,10 +11,10 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Row, func, select, text, update
+from sqlalchemy import Row, func, text
 
 from chatapi.errors import ChatAPIError
-from chatapi.extensions import db, delete_some, in_transaction
+from chatapi.extensions import db, delete_some, in_transaction, take_due
 from chatapi.subscriptions.backoff import ATTEMPT_SECONDS, RING_AGAIN_SECONDS, retry_seconds
 from chatapi.subscriptions.closures import close_customer, is_closed
 from chatapi.subscriptions.customers import adopt_customer, is_others
@@ -125,21 +125,7 @@ def _retry(row_id: UUID, event: Row[Any], reason: str) -> None:
 
 def take_due_events(limit: int) -> list[UUID]:
     """Return up to `limit` events that are due, to be rung after commit."""
-    due = (
-        select(StripeEvent.id)
-        .where(StripeEvent.due_at <= func.now())
-        .order_by(StripeEvent.due_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    statement = (
-        update(StripeEvent)
-        .where(StripeEvent.id.in_(due))
-        .values(due_at=func.now() + timedelta(seconds=RING_AGAIN_SECONDS))
-        .returning(StripeEvent.id)
-        .execution_options(synchronize_session=False)
-    )
-    return list(db.session.scalars(statement))
+    return take_due(StripeEvent, limit, RING_AGAIN_SECONDS)
 
 
 def prune_events() -> int:
