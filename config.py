@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, pre_load, validates_schema
 from marshmallow.validate import OneOf, Range
 
-from config_billing import Words, faults_of_billing, secret_key
+from config_billing import Words, faults_of_billing, front_end, secret_key
 from config_models import ModelList, fault_of_default, model_name, models_or_one
 
 ROOT = Path(__file__).resolve().parent
@@ -94,7 +94,7 @@ class SettingsSchema(Schema):
     HOST = fields.String(load_default=None)
     PORT = Count(5000, most=65535)
     PUBLIC_URL = Url(("http", "https"), load_default=None)
-    FRONTEND_URL = Url(("http", "https"), load_default=None)
+    FRONTEND_URL = Url(("http", "https"), load_default=None, validate=front_end)
 
     DATABASE_URL = Url(("postgresql", "postgres", "postgresql+psycopg2"), load_default=None)
     DATABASE_DIRECT_URL = Url(("postgresql", "postgres", "postgresql+psycopg2"), load_default=None)

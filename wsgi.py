@@ -8,5 +8,6 @@ from config import ConfigError
 try:
     app = create_app()
 except ConfigError as error:
-    # The `flask` command says this without a traceback, and still lists what needs no application.
-    raise NoAppException(str(error)) from None
+    # The `flask` command says this without a traceback, and still lists what needs no application. Asked for one
+    # of our commands, it goes on to say that there is none of that name: the last sentence here tells why.
+    raise NoAppException(f"{error}\nThe service's own commands are there once that is put right.") from None

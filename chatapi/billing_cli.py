@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,8 @@ from chatapi.subscriptions import interventions, monitor, setup
 from chatapi.subscriptions.customers import customer_of
 from chatapi.subscriptions.gateway import BillingNotConfiguredError, BillingUnavailableError, SetupRefusedError
 from chatapi.subscriptions.gateway_setup import INTERVALS
-from chatapi.subscriptions.interventions import RefusedError, Standing
-from chatapi.subscriptions.reconcile import reconcile
+from chatapi.subscriptions.interventions import AccountState, RefusedError
+from chatapi.subscriptions.reconcile import Report, reconcile
 from chatapi.subscriptions.sync import Outcome
 from config_billing import BILLING_NAMES
 
@@ -37,7 +37,8 @@ def with_stripe() -> Iterator[None]:
         yield
     except BillingNotConfiguredError:
         raise click.ClickException(
-            f"Billing is not configured: {', '.join(_missing())} not set. `flask billing setup` makes what they name."
+            f"Billing is not configured: {', '.join(_missing())} not set. The key is in Stripe's dashboard;"
+            " with it `flask billing setup` makes the others."
         ) from None
     except BillingUnavailableError as error:
         raise click.ClickException(
@@ -124,11 +125,26 @@ def retry(event_ids: tuple[str, ...], is_all: bool) -> None:
     if is_all:
         click.echo(f"{interventions.retry_all()} events are due now.")
         return
+    _do_to_each(event_ids, interventions.retry_event, "is due now")
+
+
+@billing_commands.command("dismiss")
+@click.argument("event_ids", metavar="EVENT_ID...", nargs=-1, required=True)
+@at_terminal()
+def dismiss(event_ids: tuple[str, ...]) -> None:
+    """Close EVENT_ID... whose customer is nobody here, once you have seen to them at Stripe.
+
+    Nobody's tier changes. What is closed already, or waits for something else, is refused.
+    """
+    _do_to_each(event_ids, interventions.dismiss_event, "is dismissed")
+
+
+def _do_to_each(event_ids: tuple[str, ...], work: Callable[[str], None], what_is_done: str) -> None:
     is_refused = False
     for event_id in event_ids:
         try:
-            interventions.retry_event(event_id)
-            click.echo(f"{event_id} is due now.")
+            work(event_id)
+            click.echo(f"{event_id} {what_is_done}.")
         except RefusedError as error:
             click.echo(str(error), err=True)
             is_refused = True
@@ -165,24 +181,33 @@ def sync(number: str | None, is_json: bool) -> None:
     report = reconcile()
     if is_json:
         click.echo(json.dumps(vars(report)))
-        return
-    click.echo(f"{report.checked} subscriptions compared, {report.drifted} customers repaired.")
+    else:
+        click.echo("\n".join(_findings(report)))
+    if report.failed:
+        raise click.exceptions.Exit(1)
+
+
+def _findings(report: Report) -> Iterator[str]:
+    yield f"{report.checked} subscriptions compared, {report.drifted} customers repaired."
     if report.unknown:
-        click.echo(f"{report.unknown} customers are nobody here: `customer_unknown` in the log above names them.")
+        yield f"{report.unknown} customers are nobody here: `customer_unknown` in the log above names them."
+    if report.failed:
+        yield f"{report.failed} customers could not be read: `customer_failed` in the log above says why."
 
 
 def _sync_account(number: str, is_json: bool) -> None:
     user, customer_id = in_transaction(lambda: _find(number))
     if customer_id is None:
-        standing = in_transaction(lambda: interventions.read_standing(user.id))
-        outcome, before, after = Outcome.UNCHANGED, standing, standing
+        state = in_transaction(lambda: interventions.read_account(user.id))
+        outcome, before, after = Outcome.UNCHANGED, state, state
     else:
         outcome, before, after = interventions.check_account(user, customer_id)
     if is_json:
         shown = {"customer_id": customer_id, "outcome": outcome.value, "before": vars(before), "after": vars(after)}
         click.echo(json.dumps(shown, indent=2))
     elif customer_id is None:
-        click.echo(f"{number} is {after.tier}, and has no customer at Stripe: they never began to pay.")
+        click.echo(f"{number} is {after.tier}, and no customer of theirs at Stripe is known here.")
+        click.echo("`flask billing sync` compares everything, and takes on a customer that Stripe has for the account.")
     else:
         click.echo("\n".join([*_changes(outcome, before, after), f"{number} is {after.tier}."]))
 
@@ -194,7 +219,7 @@ def _find(number: str) -> tuple[User, str | None]:
     return user, customer_of(user.id)
 
 
-def _changes(outcome: Outcome, before: Standing, after: Standing) -> list[str]:
+def _changes(outcome: Outcome, before: AccountState, after: AccountState) -> list[str]:
     """Say what a comparison did, a line for each subscription that is another now."""
     if outcome is Outcome.SUPERSEDED:
         return ["Somebody else has read Stripe since, and written what it has."]
@@ -212,18 +237,18 @@ def _changes(outcome: Outcome, before: Standing, after: Standing) -> list[str]:
 
 
 @billing_commands.command("setup")
-@click.option("--amount", type=click.IntRange(1, 99_999_999), help="In the currency's smallest unit.")
-@click.option("--currency", help="Such as usd, which is the default.")
-@click.option("--interval", type=click.Choice(INTERVALS), help="How often it is paid, by default every month.")
-@click.option("--name", help="What the product is called in checkouts and on invoices, by default Pro.")
+@click.option("--amount", type=click.IntRange(1, 99_999_999), help="In the currency's smallest unit; at first 900.")
+@click.option("--currency", help="Such as eur; at first usd.")
+@click.option("--interval", type=click.Choice(INTERVALS), help="How often it is paid; at first every month.")
+@click.option("--name", help="What the product is called in checkouts and on invoices; at first Pro.")
 @click.option("--new-secret", "wants_secret", is_flag=True, help="Make another webhook endpoint, for its new secret.")
 @as_json
 @at_terminal()
 def set_up(is_json: bool, wants_secret: bool, name: str | None, **terms: Any) -> None:
     """Make product, price and webhook endpoint in the account of STRIPE_SECRET_KEY, and print what to put into .env.
 
-    What was made before is found and used again. The webhook endpoint is at PUBLIC_URL. Terms that are not given are
-    those of the price that is sold now, at first 900 (9.00) in usd every month; other ones make a new price, and
+    What was made before is found and used again. The webhook endpoint is at PUBLIC_URL. What is not given stays as it
+    is sold now; where nothing is, it is Pro for 900 (9.00) in usd every month. Other terms make a new price, and
     whoever pays the old one goes on with it. No database is needed.
     """
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -24,7 +24,10 @@ NAMESPACE = "{dramatiq}"
 """In braces, so that all keys of the queue share one slot of a Redis Cluster."""
 
 CHORES_QUEUE = "chores"
-"""What is neither a reply nor a title: slow replies must not keep it waiting, so it has a process of its own."""
+"""Codes on their way to their owners. Nothing slow may keep them waiting, so they have a process of their own."""
+
+BILLING_QUEUE = "billing"
+"""What is done with Stripe, in a process of its own too: while Stripe hangs, it holds every thread it has."""
 
 WORKER_SOCKET_TIMEOUT_SECONDS = 5
 
@@ -157,15 +160,20 @@ def ring(actor_name: str, queue_name: str, row_id: UUID) -> bool:
     return True
 
 
-def is_reachable() -> bool:
-    """Return whether ringing has a chance; costs little when Redis has just failed."""
+def read_lengths(queue_names: Sequence[str]) -> dict[str, int] | None:
+    """Return how many messages wait in each queue, in one round trip.
+
+    None means that ringing has no chance either; it costs little when Redis has just failed.
+    """
     broker: QueueBroker = current_app.extensions["broker"]
     breaker: RedisBreaker = current_app.extensions["broker_breaker"]
+    pipeline = broker.client.pipeline(transaction=False)
+    for queue_name in queue_names:
+        pipeline.llen(f"{NAMESPACE}:{queue_name}")
     try:
-        breaker.call(broker.client.ping)
+        return dict(zip(queue_names, breaker.call(pipeline.execute), strict=True))
     except CircuitOpenError:
-        return False
-    return True
+        return None
 
 
 def check_eviction_policy(app: Flask) -> str | None:

@@ -24,6 +24,7 @@ from chatapi.extensions import REDIS_OPTIONS, db, limiter
 from chatapi.ids import uuid7
 from chatapi.parsing import ApiBlueprint
 from chatapi.schemas import ApiSchema, Timestamp
+from config_billing import is_half_configured
 
 API_VERSION = "0.1.0"
 
@@ -126,6 +127,8 @@ def ready() -> Response:
     """
     found = run_checks({"postgresql": _check_postgresql, "redis": _check_redis})
     notes = [f"{name} is a stand-in" for name in current_app.config["STAND_INS"]]
+    if is_half_configured(current_app.config):
+        notes.append("Stripe is configured in part, so nothing is sold")
     is_down = found["postgresql"] != "ok"
     is_degraded = any(state != "ok" for state in found.values())
     status = "unavailable" if is_down else "degraded" if is_degraded else "ok"

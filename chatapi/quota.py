@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from http import HTTPStatus
@@ -99,7 +100,7 @@ def _limit_reached(user_id: UUID, limit: int) -> DailyLimitReachedError:
     resets_at = rfc3339(usage.resets_at)
     return DailyLimitReachedError(
         extra={"daily_usage_count": usage.used, "limit": limit, "tier": "basic", "resets_at": resets_at},
-        retry_after=max(1, int((usage.resets_at - usage.read_at).total_seconds())),
+        retry_after=max(1, math.ceil((usage.resets_at - usage.read_at).total_seconds())),
     )
 
 

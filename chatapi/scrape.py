@@ -92,6 +92,9 @@ class BillingCollector(Collector):
         yield GaugeMetricFamily(
             "chatapi_billing_unknown_customers", "Customers with subscriptions who are nobody here", value=found.unknown
         )
+        yield GaugeMetricFamily(
+            "chatapi_billing_failed_customers", "Customers who could not be compared with Stripe", value=found.failed
+        )
         if found.finished_at is not None:
             yield GaugeMetricFamily(
                 "chatapi_billing_reconciled_timestamp_seconds",

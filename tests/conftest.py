@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
+from stripe import HTTPClient
 
 from chatapi.app import create_app
 from chatapi.dev.gemini_standin import GeminiStandin
@@ -46,6 +47,14 @@ def _plain_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _eager_stripe_sdk() -> Iterator[None]:
+    """Have Stripe's SDK try again at once in this process: its own waits between are not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HTTPClient, "INITIAL_DELAY", 0.01)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_leaks() -> Iterator[None]:
     """Fail the run, in the end, if its answers or logs show a code, a token or a number where none may be."""
     with leaks.SUITE.capture_logs():
@@ -55,7 +64,7 @@ def _no_leaks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def services(_plain_environment: None) -> Iterator[Services]:
-    services = Services()
+    services = Services(is_synced=False)
     services.start()
     yield services
     services.stop()

@@ -225,6 +225,12 @@ def test_readiness_names_every_check_and_stand_in(client: FlaskClient) -> None:
     }
 
 
+def test_readiness_says_that_stripe_is_configured_in_part(make_app: Callable[..., Flask]) -> None:
+    notes = make_app(STRIPE_PRICE_ID="").test_client().get("/health/ready").get_json()["notes"]
+
+    assert notes[1:] == ["Stripe is configured in part, so nothing is sold"]
+
+
 def test_readiness_is_degraded_and_200_when_only_redis_is_away(make_app: Callable[..., Flask]) -> None:
     answer = make_app(REDIS_URL="redis://127.0.0.1:1/0").test_client().get("/health/ready")
 

@@ -102,7 +102,7 @@ def test_jobs_status_counts_by_state(
     assert 90 <= shown["queue_age_seconds"] < 100
     assert 0 < shown["oldest_seconds"] < 60
     assert shown["queues"]["replies"] == {"ready": 3, "delayed": 0, "dead": 0}
-    assert set(shown["queues"]) == {"replies", "titles", "chores"}
+    assert set(shown["queues"]) == {"replies", "titles", "chores", "billing"}
     plain = flask("status")
     assert plain.exit_code == 0
     assert "retrying           1\n" in plain.stdout

@@ -198,7 +198,7 @@ def test_metrics_show_billing_of_postgresql(
     )
     billing.rows(
         "UPDATE billing_reconciliation SET finished_at = to_timestamp(1790000000.5), drifted = 2, unknown = 4, "
-        "total_drifted = total_drifted + 7"
+        "failed = 3, total_drifted = total_drifted + 7"
     )
 
     after = read(metered_app.test_client())
@@ -220,6 +220,7 @@ def test_metrics_show_billing_of_postgresql(
     assert after("chatapi_billing_drift") == 2
     assert rise("chatapi_billing_drift_total") == 7
     assert after("chatapi_billing_unknown_customers") == 4
+    assert after("chatapi_billing_failed_customers") == 3
     assert after("chatapi_billing_reconciled_timestamp_seconds") == 1790000000.5
     billing.rows("DELETE FROM stripe_events WHERE event_id LIKE 'evt_m%'")
     billing.rows("DELETE FROM billing_closures WHERE stripe_customer_id LIKE 'cus_m_'")

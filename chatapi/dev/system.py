@@ -14,7 +14,7 @@ from chatapi.dev.processes import Child
 
 
 def system_children(environ: Mapping[str, str], port: int | None = None, log_dir: Path | None = None) -> list[Child]:
-    """Return web, worker, chores and sweeper, not started, for the servers that `environ` names.
+    """Return web, worker, chores, billing and sweeper, not started, for the servers that `environ` names.
 
     Web listens on `port`, or on what `environ` says. What they print goes to a file each in `log_dir`, or to where
     this process's own output goes. Raises `config.ConfigError`.
@@ -50,6 +50,7 @@ def system_children(environ: Mapping[str, str], port: int | None = None, log_dir
         child("web", "gunicorn", "wsgi:app", stop_timeout=20.0),
         consumer("worker", "chatapi.worker", ["replies", "titles"], processes, threads),
         consumer("chores", "chatapi.chores", ["chores"], "1", "4"),
+        consumer("billing", "chatapi.billing", ["billing"], "1", "4"),
         child("sweeper", "flask", "sweeper"),
     ]
 

@@ -12,12 +12,12 @@ import redis
 from flask import current_app
 from sqlalchemy import text
 
-from chatapi.broker import CHORES_QUEUE, NAMESPACE, QueueBroker
+from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE, NAMESPACE, QueueBroker
 from chatapi.chatrooms.prompts import REPLIES_QUEUE
 from chatapi.extensions import db
 from chatapi.replies.titles import TITLES_QUEUE
 
-QUEUES = (REPLIES_QUEUE, TITLES_QUEUE, CHORES_QUEUE)
+QUEUES = (REPLIES_QUEUE, TITLES_QUEUE, CHORES_QUEUE, BILLING_QUEUE)
 STATES = ("waiting", "running", "retrying", "stopping")
 
 # In work, by a lease that holds; else between two attempts or after one whose worker died; else never tried.

@@ -20,10 +20,10 @@ from chatapi.auth.limits import prune_limits
 from chatapi.auth.otp import prune_codes
 from chatapi.auth.service import prune_signups
 from chatapi.auth.sessions import prune_sessions
-from chatapi.broker import CHORES_QUEUE, is_reachable, ring
+from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE, read_lengths, ring
 from chatapi.chatrooms.endings import Ending, conclude
 from chatapi.chatrooms.idempotency import prune_keys
-from chatapi.chatrooms.prompts import ring_reply
+from chatapi.chatrooms.prompts import REPLIES_QUEUE, ring_reply
 from chatapi.chatrooms.stops import stopped
 from chatapi.extensions import db, in_batches, in_transaction
 from chatapi.replies.jobs import seize_overdue, take_due_jobs
@@ -40,14 +40,20 @@ STOP_GRACE_SECONDS = 10.0
 """How long whoever stops a reply has to end it; if they died over it, the sweeper does."""
 BATCH = 200
 
-DUE: tuple[tuple[Callable[[int], list[UUID]], Callable[[UUID], object]], ...] = (
-    (take_due_jobs, ring_reply),
-    (take_due_deliveries, ring_delivery),
-    (take_due_events, partial(ring, HANDLE_EVENT, CHORES_QUEUE)),
-    (take_due_closures, partial(ring, CLOSE_CUSTOMER, CHORES_QUEUE)),
-    (take_due_reconciliation, partial(ring, RECONCILE, CHORES_QUEUE)),
+DUE: tuple[tuple[str, Callable[[int], list[UUID]], Callable[[UUID], object]], ...] = (
+    (REPLIES_QUEUE, take_due_jobs, ring_reply),
+    (CHORES_QUEUE, take_due_deliveries, ring_delivery),
+    (BILLING_QUEUE, take_due_events, partial(ring, HANDLE_EVENT, BILLING_QUEUE)),
+    (BILLING_QUEUE, take_due_closures, partial(ring, CLOSE_CUSTOMER, BILLING_QUEUE)),
+    (BILLING_QUEUE, take_due_reconciliation, partial(ring, RECONCILE, BILLING_QUEUE)),
 )
-"""What the sweeper rings for: how due rows are taken, and what is rung for each."""
+"""What the sweeper rings for: on which queue, how due rows are taken, and what is rung for each."""
+
+BOUNDED_QUEUES = (CHORES_QUEUE, BILLING_QUEUE)
+"""Not that of replies, which are rung for less and less often and by as many messages as there are prompts."""
+FULL_QUEUE = 1000
+"""From so many messages on, nothing more is rung for on a bounded queue. Its process is slow or away, and was told of
+most of what is due; telling it again would not hurry it."""
 
 log = structlog.get_logger(__name__)
 
@@ -74,11 +80,12 @@ def run_sweeper(stop: threading.Event) -> None:
 def sweep() -> int:
     """Ring for everything that is due, in batches; return how much it was.
 
-    With Redis away nothing is taken: what is due stays due, and is rung for as soon as Redis is back.
+    With Redis away nothing is taken, and with a queue that is full nothing of its kind: what is due stays due, and is
+    rung for as soon as that is over.
     """
     rung = 0
-    while is_reachable():
-        batches = [_ring_batch(take, ring_one) for take, ring_one in DUE]
+    while (queued := read_lengths(BOUNDED_QUEUES)) is not None:
+        batches = [_ring_batch(take, ring_one) for queue, take, ring_one in DUE if queued.get(queue, 0) < FULL_QUEUE]
         rung += sum(batches)
         if max(batches) < BATCH:
             break

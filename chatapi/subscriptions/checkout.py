@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 from flask import current_app
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, select
 
 from chatapi.errors import ConflictError, UnauthorizedError
 from chatapi.extensions import db, in_transaction
@@ -29,14 +29,15 @@ from chatapi.subscriptions.claims import (
 from chatapi.subscriptions.closures import close_customer
 from chatapi.subscriptions.gateway import (
     BillingUnavailableError,
+    CustomerMissingError,
     IntentChangedError,
     MissingAtStripeError,
     Patience,
-    RemoteCheckout,
     StripeGateway,
     gateway,
 )
 from chatapi.subscriptions.models import BillingCustomer, Subscription
+from chatapi.subscriptions.remote import RemoteCheckout
 from chatapi.subscriptions.sync import sync_customer
 from chatapi.subscriptions.tiers import RUNNING
 
@@ -94,28 +95,33 @@ def _make_checkout(stripe: StripeGateway, claim: Claim) -> Checkout:
             claim = _again(claim, is_customer_gone=True)
         except IntentChangedError:
             # With other terms since, such as another price.
-            stripe.expire_checkouts(claim.customer_id or "")
+            if claim.customer_id is not None:
+                stripe.expire_checkouts(claim.customer_id)
             claim = _again(claim)
     raise BillingUnavailableError("checkout_unsettled")
 
 
 def _offer(stripe: StripeGateway, claim: Claim) -> Checkout:
+    price_id, front_end = current_app.config["STRIPE_PRICE_ID"][0], current_app.config["FRONTEND_URL"].rstrip("/")
+    terms = f"{price_id} {front_end}"
     customer_id = claim.customer_id
     if customer_id is None:
         customer_id = _new_customer(stripe, claim)
     else:
         _refuse_second(stripe, claim.user_id, customer_id)
-        if stripe.read_customer(customer_id).is_deleted:  # A session of theirs would seem open still.
+        if stripe.is_deleted(customer_id):  # A session of theirs would seem open still.
             raise MissingAtStripeError("customer")
     if claim.session_id is not None:
         known = _read_session(stripe, claim.session_id)
+        if known is not None and known.status == "open" and claim.terms == terms:
+            return _keep(claim, customer_id, known, terms)
         if known is not None and known.status == "open":
-            return _keep(claim, customer_id, known)
+            stripe.expire_checkouts(customer_id)
         if known is not None and known.status == "complete":
             _refuse_second(stripe, claim.user_id, customer_id)  # Paid for since we looked.
         claim = _again(claim)
-    price_id, front_end = current_app.config["STRIPE_PRICE_ID"][0], current_app.config["FRONTEND_URL"].rstrip("/")
-    return _keep(claim, customer_id, stripe.open_checkout(claim.key, claim.user_id, customer_id, price_id, front_end))
+    session = stripe.open_checkout(claim.key, claim.user_id, customer_id, price_id, front_end)
+    return _keep(claim, customer_id, session, terms)
 
 
 def _new_customer(stripe: StripeGateway, claim: Claim) -> str:
@@ -126,15 +132,24 @@ def _new_customer(stripe: StripeGateway, claim: Claim) -> str:
 
 
 def _refuse_second(stripe: StripeGateway, user_id: UUID, customer_id: str) -> None:
-    """Ask Stripe and not our own rows, as its messages may be late."""
-    sync_customer(stripe, customer_id)
-    running = select(Subscription.id).where(
-        Subscription.user_id == user_id,
-        Subscription.status.in_(RUNNING),
-        Subscription.price_id.in_(current_app.config["STRIPE_PRICE_ID"]),
-    )
-    if in_transaction(lambda: db.session.scalars(running.limit(1)).first()):
+    """Ask Stripe and not our own rows, as its messages may be late.
+
+    Raises `AlreadySubscribedError`, `MissingAtStripeError`.
+    """
+    try:
+        sync_customer(stripe, customer_id)
+    except CustomerMissingError:
+        if _is_known(Subscription.user_id == user_id, Subscription.pro_until > func.now()):
+            raise AlreadySubscribedError from None
+        raise MissingAtStripeError("customer") from None
+    sold = Subscription.price_id.in_(current_app.config["STRIPE_PRICE_ID"])
+    if _is_known(Subscription.user_id == user_id, Subscription.status.in_(RUNNING), sold):
         raise AlreadySubscribedError
+
+
+def _is_known(*conditions: ColumnElement[bool]) -> bool:
+    query = select(Subscription.id).where(*conditions).limit(1)
+    return in_transaction(lambda: db.session.scalars(query).first()) is not None
 
 
 def _read_session(stripe: StripeGateway, session_id: str) -> RemoteCheckout | None:
@@ -144,8 +159,8 @@ def _read_session(stripe: StripeGateway, session_id: str) -> RemoteCheckout | No
         return None
 
 
-def _keep(claim: Claim, customer_id: str, session: RemoteCheckout) -> Checkout:
-    if not keep_session(claim, session):
+def _keep(claim: Claim, customer_id: str, session: RemoteCheckout, terms: str) -> Checkout:
+    if not keep_session(claim, session, terms):
         raise _lost(claim, customer_id)
     if session.url is None:
         raise BillingUnavailableError("checkout_without_url")

@@ -9,11 +9,12 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Row, text
 
+from chatapi.errors import UnauthorizedError
 from chatapi.extensions import db, in_transaction
-from chatapi.subscriptions.gateway import RemoteCheckout
+from chatapi.subscriptions.remote import RemoteCheckout
 
 CLAIM_SECONDS = 60
-"""Longer than all that Stripe is asked for under it can take; so long others wait if whoever has it dies."""
+"""Longer than Stripe is asked for anything under it; so long others wait if whoever has it dies."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Claim:
     generation: int
     key: UUID
     session_id: str | None
+    terms: str | None
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,13 @@ class Checkout:
     url: str
 
 
-_COLUMNS = "checkout_claimed_until, stripe_customer_id, generation, checkout_key, checkout_session_id"
+_COLUMNS = """
+    checkout_claimed_until, stripe_customer_id, generation, checkout_key, checkout_session_id, checkout_terms
+"""
 
 _KNOW_USER = text("""
-    INSERT INTO billing_customers (user_id) SELECT id FROM users WHERE id = :user_id ON CONFLICT DO NOTHING
+    INSERT INTO billing_customers (user_id) SELECT id FROM users WHERE id = :user_id FOR KEY SHARE
+    ON CONFLICT DO NOTHING
 """)
 
 _TAKE = text(f"""
@@ -49,6 +54,8 @@ _TAKE = text(f"""
     WHERE user_id = :user_id AND (checkout_claimed_until IS NULL OR checkout_claimed_until < clock_timestamp())
     RETURNING {_COLUMNS}
 """)  # noqa: S608 - of our own constants
+
+_IS_KNOWN = text("SELECT true FROM billing_customers WHERE user_id = :user_id")
 
 _RELEASE = text("""
     UPDATE billing_customers SET checkout_claimed_until = NULL
@@ -67,14 +74,16 @@ _KEEP_CUSTOMER = text("""
 
 _KEEP_SESSION = text("""
     UPDATE billing_customers
-    SET checkout_session_id = :session_id, checkout_url = :url, checkout_expires_at = :expires_at,
+    SET checkout_session_id = :session_id, checkout_url = :url, checkout_terms = :terms,
+        checkout_expires_at = :expires_at,
         checkout_confirmed_at = clock_timestamp()
     WHERE user_id = :user_id AND checkout_claimed_until = :until RETURNING user_id
 """)
 
 _RENEW = text(f"""
     UPDATE billing_customers
-    SET checkout_key = :new_key, checkout_session_id = NULL, checkout_url = NULL, checkout_expires_at = NULL,
+    SET checkout_key = :new_key, checkout_session_id = NULL, checkout_url = NULL, checkout_terms = NULL,
+        checkout_expires_at = NULL,
         stripe_customer_id = CASE WHEN :is_customer_gone THEN NULL ELSE stripe_customer_id END,
         generation = generation + CASE WHEN :is_customer_gone THEN 1 ELSE 0 END
     WHERE user_id = :user_id AND checkout_claimed_until = :until
@@ -83,12 +92,18 @@ _RENEW = text(f"""
 
 
 def take_claim(user_id: UUID) -> Claim | None:
-    """Take the claim, and begin an intent if there is none; None while somebody else has it."""
+    """Take the claim, and begin an intent if there is none; None while somebody else has it.
+
+    Raises `UnauthorizedError` when the account is erased.
+    """
 
     def take() -> Row[Any] | None:
         db.session.execute(_KNOW_USER, {"user_id": user_id})
         wanted = {"user_id": user_id, "seconds": CLAIM_SECONDS, "new_key": uuid4()}
-        return db.session.execute(_TAKE, wanted).one_or_none()
+        taken = db.session.execute(_TAKE, wanted).one_or_none()
+        if taken is None and not db.session.scalar(_IS_KNOWN, {"user_id": user_id}):
+            raise UnauthorizedError
+        return taken
 
     return _claim(user_id, in_transaction(take))
 
@@ -116,10 +131,10 @@ def keep_customer(claim: Claim, customer_id: str) -> bool:
     return in_transaction(lambda: db.session.execute(_KEEP_CUSTOMER, wanted).first()) is not None
 
 
-def keep_session(claim: Claim, session: RemoteCheckout) -> bool:
-    """Note a session that is open; False if the claim, or the account, is gone."""
-    wanted = {**_of(claim), "session_id": session.id, "url": session.url, "expires_at": session.expires_at}
-    return in_transaction(lambda: db.session.execute(_KEEP_SESSION, wanted).first()) is not None
+def keep_session(claim: Claim, session: RemoteCheckout, terms: str) -> bool:
+    """Note a session of these terms that is open; False if the claim, or the account, is gone."""
+    found = {"session_id": session.id, "url": session.url, "expires_at": session.expires_at, "terms": terms}
+    return in_transaction(lambda: db.session.execute(_KEEP_SESSION, {**_of(claim), **found}).first()) is not None
 
 
 def renew_intent(claim: Claim, *, is_customer_gone: bool = False) -> Claim | None:
@@ -140,4 +155,5 @@ def _claim(user_id: UUID, row: Row[Any] | None) -> Claim | None:
         row.generation,
         row.checkout_key,
         row.checkout_session_id,
+        row.checkout_terms,
     )

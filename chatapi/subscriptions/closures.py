@@ -13,36 +13,38 @@ import structlog
 from sqlalchemy import Row, select, text
 
 from chatapi.auth.models import User
-from chatapi.errors import ChatAPIError
 from chatapi.extensions import db, in_transaction, take_due
 from chatapi.ids import uuid7
 from chatapi.subscriptions.backoff import ATTEMPT_SECONDS, RING_AGAIN_SECONDS, retry_seconds
+from chatapi.subscriptions.failures import reason_of
 from chatapi.subscriptions.gateway import MissingAtStripeError, StripeGateway, gateway
 from chatapi.subscriptions.models import BillingClosure, BillingCustomer
+from chatapi.subscriptions.tiers import ENDED
 
 CLOSE_CUSTOMER = "close_customer"
-ENDED = ("canceled", "incomplete_expired")
 
 log = structlog.get_logger(__name__)
 
 _CLOSE = text("""
     INSERT INTO billing_closures (id, stripe_customer_id, due_at) VALUES (:id, :customer_id, now())
-    ON CONFLICT (stripe_customer_id) DO UPDATE SET due_at = now(), attempts = 0, confirmed_at = NULL
+    ON CONFLICT (stripe_customer_id)
+    DO UPDATE SET due_at = now(), not_before = NULL, attempts = 0, confirmed_at = NULL
 """)
 
 _TAKE = text("""
     UPDATE billing_closures
-    SET attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => :seconds)
-    WHERE id = :id AND due_at IS NOT NULL
-    RETURNING stripe_customer_id, attempts, due_at
+    SET attempts = attempts + 1, due_at = now() + make_interval(secs => :seconds),
+        not_before = now() + make_interval(secs => :seconds)
+    WHERE id = :id AND due_at IS NOT NULL AND (not_before IS NULL OR not_before <= now())
+    RETURNING stripe_customer_id, attempts, not_before
 """)
 
-# What was asked for again meanwhile has another time, and stays due.
+# What was asked for again meanwhile has another time, or none, and stays due.
 _END = text("""
     UPDATE billing_closures
-    SET due_at = clock_timestamp() + make_interval(secs => :delay), last_error = :reason,
-        confirmed_at = CASE WHEN :reason IS NULL THEN clock_timestamp() END
-    WHERE id = :id AND due_at = :taken_until
+    SET due_at = now() + make_interval(secs => :delay), not_before = now() + make_interval(secs => :delay),
+        last_error = :reason, confirmed_at = CASE WHEN :reason IS NULL THEN now() END
+    WHERE id = :id AND not_before = :taken_until
 """)
 
 
@@ -67,31 +69,26 @@ def is_closed(customer_id: str) -> bool:
 
 
 def end_customer(closure_id: UUID) -> None:
-    """Do what a closure asks for. What fails is due again later, until Stripe confirms; safe to run twice."""
+    """Do what a closure asks for, if nobody is at it and it is time. What fails is due again, until Stripe confirms."""
     taken = in_transaction(
         lambda: db.session.execute(_TAKE, {"id": closure_id, "seconds": ATTEMPT_SECONDS}).one_or_none()
     )
     if taken is None:
         return
-    reason: str | None = "unexpected_error"
+    reason = None
     try:
         _end_all(gateway(), taken.stripe_customer_id)
-        reason = None
-    except ChatAPIError as error:
-        reason = error.slug
-    finally:
-        _note(closure_id, taken, reason)
+    except Exception as error:  # noqa: BLE001 - whatever it is, somebody is still being charged
+        reason = reason_of(error, customer=taken.stripe_customer_id)
+    _note(closure_id, taken, reason)
 
 
 def _end_all(stripe: StripeGateway, customer_id: str) -> None:
     """End what a customer could pay in, and then what they pay for: whoever was paying meanwhile is found too."""
-    try:
-        stripe.expire_checkouts(customer_id)
-        for subscription in stripe.list_subscriptions(customer_id):
-            if subscription.status not in ENDED:
-                _cancel(stripe, subscription.id)
-    except MissingAtStripeError:
-        return  # The customer is gone, and what they paid for with them.
+    stripe.expire_checkouts(customer_id)
+    for subscription in stripe.subscriptions_of(customer_id):
+        if subscription.status not in ENDED:
+            _cancel(stripe, subscription.id)
 
 
 def _cancel(stripe: StripeGateway, subscription_id: str) -> None:
@@ -104,7 +101,7 @@ def _cancel(stripe: StripeGateway, subscription_id: str) -> None:
 
 def _note(closure_id: UUID, taken: Row[Any], reason: str | None) -> None:
     delay = retry_seconds(taken.attempts) if reason else None
-    wanted = {"id": closure_id, "delay": delay, "reason": reason, "taken_until": taken.due_at}
+    wanted = {"id": closure_id, "delay": delay, "reason": reason, "taken_until": taken.not_before}
     in_transaction(lambda: db.session.execute(_END, wanted))
     if reason:
         log.warning("closure_failed", customer=taken.stripe_customer_id, reason=reason, attempts=taken.attempts)

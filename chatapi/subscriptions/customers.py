@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy import select, text
 
 from chatapi.extensions import db, in_transaction
-from chatapi.subscriptions.gateway import MissingAtStripeError, StripeGateway
+from chatapi.subscriptions.gateway import CustomerMissingError, MissingAtStripeError, StripeGateway
 from chatapi.subscriptions.models import BillingCustomer
 from chatapi.subscriptions.sync import is_ours
 
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 # Only for a user who has no customer yet: a second one is for people to look at.
 _ADOPT = text("""
     INSERT INTO billing_customers AS known (user_id, stripe_customer_id)
-    SELECT id, :customer_id FROM users WHERE id = :user_id
+    SELECT id, :customer_id FROM users WHERE id = :user_id FOR KEY SHARE
     ON CONFLICT (user_id) DO UPDATE SET stripe_customer_id = excluded.stripe_customer_id
     WHERE known.stripe_customer_id IS NULL
     RETURNING user_id
@@ -42,13 +42,18 @@ def adopt_customer(stripe: StripeGateway, customer_id: str) -> bool:
     return is_adopted
 
 
-def is_others(stripe: StripeGateway, customer_id: str) -> bool:
-    """Return whether a customer pays for other things than ours: the Stripe account may sell more than Pro."""
+def why_nobody(stripe: StripeGateway, customer_id: str) -> str | None:
+    """Return why a customer whom nobody here is will never be anybody; None when that may still come.
+
+    They are deleted, or pay for other things than ours: the Stripe account may sell more than Pro.
+    """
+    if stripe.is_deleted(customer_id):
+        return "customer_deleted"
     try:
-        found = list(stripe.list_subscriptions(customer_id))
-    except MissingAtStripeError:
-        return False
-    return bool(found) and not any(is_ours(subscription) for subscription in found)
+        found = stripe.subscriptions_of(customer_id)
+    except CustomerMissingError:
+        return None
+    return "foreign_price" if found and not any(is_ours(subscription) for subscription in found) else None
 
 
 def customer_of(user_id: UUID) -> str | None:

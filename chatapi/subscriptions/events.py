@@ -5,7 +5,6 @@ An event says whom to look at, and that is all that is believed of it. What cann
 
 from __future__ import annotations
 
-import traceback
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -13,11 +12,11 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Row, func, text
 
-from chatapi.errors import ChatAPIError
 from chatapi.extensions import db, delete_some, in_transaction, take_due
 from chatapi.subscriptions.backoff import ATTEMPT_SECONDS, RING_AGAIN_SECONDS, retry_seconds
 from chatapi.subscriptions.closures import close_customer, is_closed
-from chatapi.subscriptions.customers import adopt_customer, is_others
+from chatapi.subscriptions.customers import adopt_customer, why_nobody
+from chatapi.subscriptions.failures import reason_of
 from chatapi.subscriptions.gateway import gateway
 from chatapi.subscriptions.models import StripeEvent
 from chatapi.subscriptions.sync import Outcome, sync_customer
@@ -34,8 +33,9 @@ log = structlog.get_logger(__name__)
 
 _TAKE = text("""
     UPDATE stripe_events
-    SET attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => :seconds)
-    WHERE id = :id AND due_at IS NOT NULL
+    SET attempts = attempts + 1, due_at = now() + make_interval(secs => :seconds),
+        not_before = now() + make_interval(secs => :seconds)
+    WHERE id = :id AND due_at IS NOT NULL AND (not_before IS NULL OR not_before <= now())
     RETURNING event_id, type, customer_id, attempts, received_at, now() - received_at AS age
 """)
 
@@ -46,7 +46,8 @@ _CLOSE = text("""
 
 _RETRY = text("""
     UPDATE stripe_events
-    SET status = 'retrying', reason = :reason, due_at = clock_timestamp() + make_interval(secs => :delay)
+    SET status = 'retrying', reason = :reason, due_at = now() + make_interval(secs => :delay),
+        not_before = now() + make_interval(secs => :delay)
     WHERE id = :id AND due_at IS NOT NULL
 """)
 
@@ -60,7 +61,7 @@ class _LaterError(Exception):
 
 
 def handle_event(row_id: UUID) -> None:
-    """Do what an event asks for; safe to run twice, and at once. What fails is due again later."""
+    """Do what an event asks for, if nobody is at it and it is time. What fails is due again later."""
     event = in_transaction(lambda: db.session.execute(_TAKE, {"id": row_id, "seconds": ATTEMPT_SECONDS}).one_or_none())
     if event is None:
         return
@@ -68,13 +69,8 @@ def handle_event(row_id: UUID) -> None:
         status, reason = _handle(event)
     except _LaterError as error:
         _retry(row_id, event, str(error))
-    except ChatAPIError as error:
-        _retry(row_id, event, error.slug)
     except Exception as error:  # noqa: BLE001 - whatever it is, the event must be looked at again
-        # Without its text, which may quote what Stripe has sent.
-        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
-        log.error("stripe_event_broken", stripe_event=event.event_id, reason=type(error).__name__, where=where)  # noqa: TRY400
-        _retry(row_id, event, "unexpected_error")
+        _retry(row_id, event, reason_of(error, stripe_event=event.event_id))
     else:
         _close(row_id, event, status, reason)
 
@@ -91,8 +87,8 @@ def _handle(event: Row[Any]) -> tuple[str, str]:
         outcome = sync_customer(stripe, event.customer_id)
     if outcome is not Outcome.UNKNOWN:
         return "handled", str(outcome.value)
-    if is_others(stripe, event.customer_id):
-        return "ignored", "foreign_price"
+    if reason := why_nobody(stripe, event.customer_id):
+        return "ignored", reason
     raise _LaterError("unknown_customer")
 
 

@@ -1,15 +1,15 @@
-"""Stripe, as far as it is needed here. The only module that knows its SDK.
+"""Stripe, as far as it is needed here. The only module that imports its SDK.
 
 What it answers comes as our own small objects, what it refuses as our own errors.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from enum import Enum
 from typing import Any, cast
 from uuid import UUID
@@ -21,6 +21,7 @@ from flask import Flask, current_app
 import config_billing
 from chatapi.errors import BadRequestError, ServiceUnavailableError
 from chatapi.parsing import strict_json
+from chatapi.subscriptions.remote import RemoteCheckout, RemoteCustomer, RemoteSubscription, time_of
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 UNAVAILABLE_RETRY_AFTER_SECONDS = 5
@@ -41,12 +42,16 @@ log = structlog.get_logger(__name__)
 
 
 class Patience(Enum):
-    """How long an answer of Stripe's is waited for, in seconds, and how often it is asked for again."""
+    """How long to wait for Stripe.
 
-    BACKGROUND = (10.0, 2)
-    REQUEST = (3.0, 1)
+    The seconds from one sign of life to the next, how often a call is made again, and for how many seconds in all
+    another call is begun.
+    """
+
+    BACKGROUND = (10.0, 1, math.inf)
+    REQUEST = (3.0, 1, 8.0)
     """Somebody waits for the answer, and can do without it."""
-    GLANCE = (2.0, 0)
+    GLANCE = (2.0, 0, 2.0)
     """Somebody waits for something else."""
 
 
@@ -91,82 +96,53 @@ class MissingAtStripeError(Exception):
         super().__init__(param)
 
 
+class CustomerMissingError(BillingUnavailableError):
+    """Stripe knows nothing of a customer that it made: more likely than not it is asked with another account's key.
+
+    Customers that are deleted it still knows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("customer_missing")
+
+
 class IntentChangedError(Exception):
     """Something else was asked for under this idempotency key earlier."""
 
 
-@dataclass(frozen=True)
-class RemoteCustomer:
-    """A customer. `user_id` is what we have noted with it: whose it is."""
-
-    id: str
-    is_deleted: bool
-    user_id: str | None
-
-
-@dataclass(frozen=True)
-class RemoteCheckout:
-    """A checkout session; `status` is open, complete or expired."""
-
-    id: str
-    status: str
-    url: str | None
-    expires_at: datetime
-
-
-@dataclass(frozen=True)
-class RemoteSubscription:
-    """A subscription; `status` is Stripe's word. `ends_at` is when it will end, if it is to be."""
-
-    id: str
-    customer_id: str
-    status: str
-    price_ids: tuple[str, ...]
-    started_at: datetime | None
-    ended_at: datetime | None
-    current_period_start: datetime | None
-    current_period_end: datetime | None
-    cancels_at_period_end: bool
-    ends_at: datetime | None
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether it runs, and will not go on."""
-        return self.ends_at is not None and self.ended_at is None
-
-
 class StripeGateway:
-    """One Stripe account. Thread-safe."""
+    """One Stripe account, for a piece of work that begins now."""
 
-    def __init__(self, secret_key: str, api_base: str, patience: Patience) -> None:
-        read_timeout, retries = patience.value
-        http_client = stripe.RequestsClient(timeout=cast("Any", (CONNECT_TIMEOUT_SECONDS, read_timeout)))
-        self.client = stripe.StripeClient(
-            secret_key,
-            base_addresses={"api": api_base.rstrip("/")},
-            http_client=http_client,
-            max_network_retries=retries,
-        )
-        self.is_live = secret_key.startswith(("sk_live_", "rk_live_"))
+    def __init__(self, client: stripe.StripeClient, patience: Patience) -> None:
+        self._v1 = client.v1
+        *_, seconds = patience.value
+        self._until = time.monotonic() + seconds
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Make a call, if there is time for one. Its errors become ours."""
+        if time.monotonic() >= self._until:
+            log.warning("stripe_too_slow")
+            raise BillingUnavailableError("too_slow")
+        with _errors_mapped():
+            yield
 
     def create_customer(self, user_id: UUID, generation: int) -> str:
         """Return the id of the user's customer: the same one however often and from wherever it is asked for.
 
         Of the user it learns an id that means nothing elsewhere. Name and address it asks for itself.
         """
-        with _errors_mapped():
-            customer = self.client.v1.customers.create(
+        with self._asking():
+            customer = self._v1.customers.create(
                 {"metadata": {"user_id": str(user_id)}},
                 {"idempotency_key": f"customer:{user_id}:{generation}"},
             )
         return customer.id
 
     def read_customer(self, customer_id: str) -> RemoteCustomer:
-        """Return a customer. Raises `MissingAtStripeError`."""
-        with _errors_mapped():
-            found = _plain(self.client.v1.customers.retrieve(customer_id))
-        user_id = (found.get("metadata") or {}).get("user_id")
-        return RemoteCustomer(found["id"], bool(found.get("deleted")), user_id)
+        """Return a customer, also a deleted one. Raises `MissingAtStripeError`."""
+        with self._asking():
+            return RemoteCustomer.of(_plain(self._v1.customers.retrieve(customer_id)))
 
     def open_checkout(
         self, key: UUID, user_id: UUID, customer_id: str, price_id: str, front_end: str
@@ -177,8 +153,8 @@ class StripeGateway:
         checkout with other terms.
         """
         noted = {"user_id": str(user_id)}
-        with _errors_mapped():
-            session = self.client.v1.checkout.sessions.create(
+        with self._asking():
+            session = self._v1.checkout.sessions.create(
                 {
                     "mode": "subscription",
                     "customer": customer_id,
@@ -191,63 +167,87 @@ class StripeGateway:
                 },
                 {"idempotency_key": f"checkout:{key}"},
             )
-        return _checkout(_plain(session))
+        return RemoteCheckout.of(_plain(session))
 
     def read_checkout(self, session_id: str) -> RemoteCheckout:
         """Return a checkout session as it is now. Raises `MissingAtStripeError`."""
-        with _errors_mapped():
-            return _checkout(_plain(self.client.v1.checkout.sessions.retrieve(session_id)))
+        with self._asking():
+            return RemoteCheckout.of(_plain(self._v1.checkout.sessions.retrieve(session_id)))
 
     def expire_checkouts(self, customer_id: str) -> None:
-        """Let nobody pay any more in what the customer has open."""
-        with _errors_mapped():
-            found = self.client.v1.checkout.sessions.list({"customer": customer_id, "status": "open", "limit": PAGE})
-            for session in found.auto_paging_iter():
-                self.client.v1.checkout.sessions.expire(session.id)
+        """Let nobody pay any more in what the customer has open, if there is such a customer."""
+        try:
+            with self._asking():
+                found = self._v1.checkout.sessions.list({"customer": customer_id, "status": "open", "limit": PAGE})
+                open_ids = [session.id for session in found.auto_paging_iter()]
+        except MissingAtStripeError:
+            return
+        for session_id in open_ids:
+            with suppress(MissingAtStripeError), self._asking():
+                self._v1.checkout.sessions.expire(session_id)
 
     def open_portal(self, customer_id: str, return_url: str) -> str:
-        """Return the URL of a page where the customer sees invoices and changes cards."""
-        with _errors_mapped():
-            portal = self.client.v1.billing_portal.sessions.create({"customer": customer_id, "return_url": return_url})
+        """Return the URL of a page where the customer sees invoices and changes cards.
+
+        Raises `MissingAtStripeError`.
+        """
+        with self._asking():
+            portal = self._v1.billing_portal.sessions.create({"customer": customer_id, "return_url": return_url})
         return portal.url
 
-    def list_subscriptions(self, customer_id: str | None = None) -> Iterator[RemoteSubscription]:
-        """Yield the subscriptions of a customer, or of everybody, also ended ones, newest first.
+    def subscriptions_of(self, customer_id: str) -> list[RemoteSubscription]:
+        """Return the subscriptions of a customer, also ended ones, newest first; none when the customer is deleted.
 
-        Raises `MissingAtStripeError` when there is no such customer.
+        Raises `CustomerMissingError`.
         """
-        params: dict[str, Any] = {"status": "all", "limit": PAGE}
-        if customer_id is not None:
-            params["customer"] = customer_id
-        with _errors_mapped():
-            for subscription in self.client.v1.subscriptions.list(cast("Any", params)).auto_paging_iter():
-                yield _subscription(_plain(subscription))
+        try:
+            with self._asking():
+                found = self._v1.subscriptions.list({"customer": customer_id, "status": "all", "limit": PAGE})
+                return [RemoteSubscription.of(_plain(subscription)) for subscription in found.auto_paging_iter()]
+        except MissingAtStripeError:
+            if self.is_deleted(customer_id):
+                return []
+            log.error("customer_missing", customer=customer_id)  # noqa: TRY400 - no error of ours
+            raise CustomerMissingError from None
+
+    def is_deleted(self, customer_id: str) -> bool:
+        """Return whether there was such a customer, and is no more; False when there never was."""
+        try:
+            return self.read_customer(customer_id).is_deleted
+        except MissingAtStripeError:
+            return False
+
+    def list_current(self) -> Iterator[RemoteSubscription]:
+        """Yield everybody's subscriptions, newest first, but for cancelled ones, which grow more and more."""
+        with self._asking():
+            for subscription in self._v1.subscriptions.list({"limit": PAGE}).auto_paging_iter():
+                yield RemoteSubscription.of(_plain(subscription))
 
     def oldest_open_invoice_at(self, subscription_id: str) -> datetime | None:
         """Return when the oldest unpaid invoice of a subscription was made, None when nothing is unpaid."""
-        with _errors_mapped():
-            found = self.client.v1.invoices.list({"subscription": subscription_id, "status": "open", "limit": PAGE})
-            return _time(min((invoice.created for invoice in found.auto_paging_iter()), default=None))
+        with self._asking():
+            found = self._v1.invoices.list({"subscription": subscription_id, "status": "open", "limit": PAGE})
+            return time_of(min((invoice.created for invoice in found.auto_paging_iter()), default=None))
 
     def end_with_period(self, subscription: RemoteSubscription) -> None:
         """Have a subscription end with its paid period. Raises `MissingAtStripeError` when it is over already."""
-        if not subscription.is_ending:
+        if not subscription.ends_with_period:
             self._update(subscription.id, {"cancel_at_period_end": True})
 
     def go_on(self, subscription: RemoteSubscription) -> None:
         """Have a subscription that was to end go on. Raises `MissingAtStripeError` when it is over already."""
-        if subscription.is_ending:
+        if subscription.has_end:
             at_period_end = subscription.cancels_at_period_end
             self._update(subscription.id, {"cancel_at_period_end": False} if at_period_end else {"cancel_at": ""})
 
     def _update(self, subscription_id: str, params: dict[str, Any]) -> None:
-        with _errors_mapped():
-            self.client.v1.subscriptions.update(subscription_id, cast("Any", params))
+        with self._asking():
+            self._v1.subscriptions.update(subscription_id, cast("Any", params))
 
     def cancel_now(self, subscription_id: str) -> None:
         """End a subscription at once. Raises `MissingAtStripeError` when it has ended already."""
-        with _errors_mapped():
-            self.client.v1.subscriptions.cancel(subscription_id)
+        with self._asking():
+            self._v1.subscriptions.cancel(subscription_id)
 
 
 def verify_message(payload: bytes, header: str | None, secrets: tuple[str, ...]) -> dict[str, Any]:
@@ -266,11 +266,11 @@ def verify_message(payload: bytes, header: str | None, secrets: tuple[str, ...])
 def _is_signed(payload: bytes, header: str | None, secret: str) -> bool:
     try:
         stripe.WebhookSignature.verify_header(payload, header, secret, SIGNATURE_TOLERANCE_SECONDS)
+        # The SDK takes any time ahead of ours for good, and such a message could be played again until then.
+        timestamps = [int(part[2:]) for part in (header or "").split(",") if part.startswith("t=")]
     except (stripe.SignatureVerificationError, ValueError, TypeError):  # TypeError: a signature that is not ASCII.
         return False
-    # The SDK takes any time ahead of ours for good, and such a message could be played again until then.
-    timestamps = [part.partition("=")[2] for part in (header or "").split(",") if part.startswith("t=")]
-    return int(timestamps[0]) <= time.time() + SIGNATURE_TOLERANCE_SECONDS
+    return max(timestamps) <= time.time() + SIGNATURE_TOLERANCE_SECONDS
 
 
 @contextmanager
@@ -323,46 +323,28 @@ def _plain(found: stripe.StripeObject) -> dict[str, Any]:
     return found.to_dict(for_json=True)
 
 
-def _time(seconds: int | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
-def _checkout(found: Mapping[str, Any]) -> RemoteCheckout:
-    expires_at = datetime.fromtimestamp(found["expires_at"], UTC)
-    return RemoteCheckout(found["id"], found["status"], found.get("url"), expires_at)
-
-
-def _subscription(found: Mapping[str, Any]) -> RemoteSubscription:
-    items = found["items"]["data"]
-    starts = [item["current_period_start"] for item in items if item.get("current_period_start")]
-    ends = [item["current_period_end"] for item in items if item.get("current_period_end")]
-    period_end = max(ends, default=None)
-    cancel_at = found.get("cancel_at") or (period_end if found.get("cancel_at_period_end") else None)
-    return RemoteSubscription(
-        id=found["id"],
-        customer_id=found["customer"],
-        status=found["status"],
-        price_ids=tuple(item["price"]["id"] for item in items),
-        started_at=_time(found.get("start_date")),
-        ended_at=_time(found.get("ended_at")),
-        current_period_start=_time(min(starts, default=None)),
-        current_period_end=_time(period_end),
-        cancels_at_period_end=bool(found.get("cancel_at_period_end")),
-        ends_at=_time(cancel_at),
-    )
-
-
 def init_gateway(app: Flask) -> None:
-    """Make the clients of the configured account, one for each patience."""
+    """Make the clients of the configured account, one for each patience. They are thread-safe."""
     if not config_billing.is_configured(app.config):
         return
     key, base = app.config["STRIPE_SECRET_KEY"], app.config["STRIPE_API_BASE"]
-    app.extensions["stripe"] = {patience: StripeGateway(key, base, patience) for patience in Patience}
+    app.extensions["stripe"] = {patience: make_client(key, base, patience) for patience in Patience}
 
 
 def gateway(patience: Patience = Patience.BACKGROUND) -> StripeGateway:
-    """Return the configured account's. Raises `BillingNotConfiguredError`."""
+    """Return the configured account, for work that begins now. Raises `BillingNotConfiguredError`."""
     found = current_app.extensions.get("stripe")
     if found is None:
         raise BillingNotConfiguredError
-    return cast("StripeGateway", found[patience])
+    return StripeGateway(found[patience], patience)
+
+
+def make_client(secret_key: str, api_base: str, patience: Patience) -> stripe.StripeClient:
+    """Return the SDK's client."""
+    read_timeout, retries, _ = patience.value
+    return stripe.StripeClient(
+        secret_key,
+        base_addresses={"api": api_base.rstrip("/")},
+        http_client=stripe.RequestsClient(timeout=cast("Any", (CONNECT_TIMEOUT_SECONDS, read_timeout))),
+        max_network_retries=retries,
+    )

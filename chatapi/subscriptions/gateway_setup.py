@@ -13,7 +13,7 @@ from chatapi.subscriptions.gateway import (
     PAGE,
     Patience,
     SetupMissingError,
-    StripeGateway,
+    make_client,
     refusals_in_words,
 )
 
@@ -90,7 +90,7 @@ class SetupGateway:
     """One Stripe account, of which the parts that are set up once are read and made."""
 
     def __init__(self, secret_key: str, api_base: str) -> None:
-        self._v1 = StripeGateway(secret_key, api_base, Patience.BACKGROUND).client.v1
+        self._v1 = make_client(secret_key, api_base, Patience.BACKGROUND).v1
 
     def find_product(self) -> Product | None:
         """Return the product that was made here and is still sold, the oldest if there are several."""

@@ -33,6 +33,8 @@ class BillingCustomer(Base):
     """The intent to buy, of which Stripe makes one session however often it is asked."""
     checkout_session_id: Mapped[str | None] = mapped_column(Text)
     checkout_url: Mapped[str | None] = mapped_column(Text)
+    checkout_terms: Mapped[str | None] = mapped_column(Text)
+    """What the session sells, and where it sends people: of other terms, another one is made."""
     checkout_expires_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     checkout_confirmed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     """When Stripe last said that the session is open."""
@@ -68,7 +70,8 @@ class Subscription(Base):
 class StripeEvent(Base):
     """An event that Stripe has sent, once however often it came; of its content only who it is about.
 
-    `due_at` is when to look at it next, null once it is closed: `handled`, `ignored` or `unmatched`, for `reason`.
+    `due_at` is when to ring for it next, null once it is closed: `handled`, `ignored` or `unmatched`, for `reason`.
+    `not_before` is when it may be handled next: somebody is at it, or it failed just now, whoever has been rung for.
     """
 
     __tablename__ = "stripe_events"
@@ -85,6 +88,7 @@ class StripeEvent(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     attempts: Mapped[int] = mapped_column(server_default="0")
     due_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    not_before: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     stripe_created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     received_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     closed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), index=True)
@@ -93,7 +97,8 @@ class StripeEvent(Base):
 class BillingClosure(Base):
     """A customer whose account is erased, whose subscriptions are to end; it holds Stripe's id only.
 
-    It stays when that is confirmed: whatever is still heard of the customer belongs to nobody.
+    It stays when that is confirmed: whatever is still heard of the customer belongs to nobody. `due_at` and
+    `not_before` are as with events.
     """
 
     __tablename__ = "billing_closures"
@@ -104,6 +109,7 @@ class BillingClosure(Base):
     attempts: Mapped[int] = mapped_column(server_default="0")
     last_error: Mapped[str | None] = mapped_column(Text)
     due_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    not_before: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     confirmed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
@@ -116,9 +122,11 @@ class BillingReconciliation(Base):
 
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     due_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    not_before: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     checked: Mapped[int] = mapped_column(server_default="0")
     drifted: Mapped[int] = mapped_column(server_default="0")
     total_drifted: Mapped[int] = mapped_column(BigInteger, server_default="0")
     unknown: Mapped[int] = mapped_column(server_default="0")
+    failed: Mapped[int] = mapped_column(server_default="0")

@@ -33,7 +33,7 @@ _SUMMARY = text("""
            (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(received_at)), 0)::float
             FROM stripe_events WHERE due_at IS NOT NULL) AS oldest_event_seconds,
            (SELECT count(*) FROM billing_closures WHERE due_at IS NOT NULL) AS closures,
-           started_at, finished_at, checked, drifted, unknown, total_drifted
+           started_at, finished_at, checked, drifted, unknown, failed, total_drifted
     FROM billing_reconciliation
 """)
 
@@ -79,6 +79,7 @@ class Summary:
     checked: int
     drifted: int
     unknown: int
+    failed: int
     total_drifted: int
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from uuid import UUID
@@ -12,13 +12,15 @@ import structlog
 from flask import current_app
 from sqlalchemy import select, text
 
-from chatapi.errors import ChatAPIError
 from chatapi.extensions import db, in_transaction
-from chatapi.subscriptions.closures import ENDED, close_customer, is_closed
+from chatapi.subscriptions.closures import close_customer, is_closed
 from chatapi.subscriptions.customers import adopt_customer
-from chatapi.subscriptions.gateway import PAGE, RemoteSubscription, StripeGateway, gateway
+from chatapi.subscriptions.failures import reason_of
+from chatapi.subscriptions.gateway import PAGE, StripeGateway, gateway
 from chatapi.subscriptions.models import Subscription
-from chatapi.subscriptions.sync import Outcome, is_ours, sync_customer
+from chatapi.subscriptions.remote import RemoteSubscription
+from chatapi.subscriptions.sync import Outcome, columns_of, grant, is_ours, sync_customer
+from chatapi.subscriptions.tiers import ENDED, RUNNING
 
 RECONCILE = "reconcile_billing"
 RECONCILIATION_ID = UUID(int=1)
@@ -32,13 +34,21 @@ RETRY_SECONDS = 300
 log = structlog.get_logger(__name__)
 
 
+GIVE_UP_AFTER = 3
+"""So many customers in a row who cannot be read are not to blame themselves."""
+
+
 @dataclass
 class Report:
-    """What a run found: subscriptions compared, customers who were repaired, and those nobody here is."""
+    """What a run found.
+
+    Subscriptions compared; customers who were repaired, whom nobody here is, and who could not be read.
+    """
 
     checked: int = 0
     drifted: int = 0
     unknown: int = 0
+    failed: int = 0
 
 
 _TAKE = text("""
@@ -48,19 +58,27 @@ _TAKE = text("""
 
 _BEGIN = text("""
     UPDATE billing_reconciliation
-    SET started_at = now(), due_at = now() + make_interval(secs => :seconds)
+    SET started_at = now(), due_at = now() + make_interval(secs => :seconds),
+        not_before = now() + make_interval(secs => :seconds)
+    WHERE :is_asked_for OR not_before IS NULL OR not_before <= now() RETURNING id
 """)
 
 _FINISH = text("""
     UPDATE billing_reconciliation
-    SET finished_at = now(), due_at = now() + make_interval(secs => :seconds), checked = :checked,
-        drifted = :drifted, total_drifted = total_drifted + :drifted, unknown = :unknown
+    SET finished_at = now(), due_at = now() + make_interval(secs => :seconds),
+        not_before = now() + make_interval(secs => :seconds), checked = :checked, drifted = :drifted,
+        total_drifted = total_drifted + :drifted, unknown = :unknown, failed = :failed
 """)
 
-_FAIL = text("UPDATE billing_reconciliation SET due_at = now() + make_interval(secs => :seconds)")
+_FAIL = text("""
+    UPDATE billing_reconciliation
+    SET due_at = now() + make_interval(secs => :seconds), not_before = now() + make_interval(secs => :seconds),
+        total_drifted = total_drifted + :drifted
+""")
 
-# Accounts whose tier is not that of their subscriptions, and subscriptions that Stripe did not show. What was shown is
-# a subquery, which PostgreSQL looks up by a hash; an array it would search through for each.
+# Accounts whose tier is not that of their subscriptions, subscriptions that Stripe did not show, and checkouts that
+# are open beside one that runs. What was shown is a subquery, which PostgreSQL looks up by a hash; an array it would
+# search through for each.
 _SUSPECT = text("""
     SELECT stripe_customer_id FROM billing_customers JOIN users ON users.id = user_id
     WHERE stripe_customer_id IS NOT NULL AND users.pro_until IS DISTINCT FROM (
@@ -70,6 +88,9 @@ _SUSPECT = text("""
     SELECT stripe_customer_id FROM subscriptions JOIN billing_customers USING (user_id)
     WHERE stripe_customer_id IS NOT NULL AND status <> ALL(:ended)
       AND stripe_subscription_id NOT IN (SELECT unnest(CAST(:seen AS text[])))
+    UNION
+    SELECT stripe_customer_id FROM billing_customers JOIN subscriptions USING (user_id)
+    WHERE stripe_customer_id IS NOT NULL AND checkout_expires_at > now() AND status = ANY(:running)
 """)
 
 
@@ -82,31 +103,42 @@ def take_due_reconciliation(_limit: int) -> list[UUID]:
 
 
 def run_reconciliation(_row_id: UUID = RECONCILIATION_ID) -> None:
-    """Reconcile, as what is rung for; Stripe being away is waited out."""
+    """Reconcile, as what is rung for, if nobody is at it and it is time; Stripe being away is waited out."""
     try:
-        reconcile()
-    except ChatAPIError as error:
-        log.warning("reconciliation_failed", reason=error.slug)
+        stripe = gateway()
+        if _begin(is_asked_for=False):
+            _run(stripe)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is to be done again
+        log.warning("reconciliation_failed", reason=reason_of(error))
 
 
 def reconcile() -> Report:
-    """Compare every subscription with Stripe and repair what differs. Raises `BillingUnavailableError`."""
+    """Compare every subscription with Stripe now, and repair what differs. Raises `BillingUnavailableError`."""
     stripe = gateway()
-    in_transaction(lambda: db.session.execute(_BEGIN, {"seconds": RUN_SECONDS}))
+    _begin(is_asked_for=True)
+    return _run(stripe)
+
+
+def _begin(*, is_asked_for: bool) -> bool:
+    wanted = {"seconds": RUN_SECONDS, "is_asked_for": is_asked_for}
+    return in_transaction(lambda: db.session.execute(_BEGIN, wanted).first()) is not None
+
+
+def _run(stripe: StripeGateway) -> Report:
+    report = Report()
     try:
-        report = _compare(stripe)
-    except ChatAPIError:
-        in_transaction(lambda: db.session.execute(_FAIL, {"seconds": RETRY_SECONDS}))
+        _compare(stripe, report)
+    except Exception:
+        in_transaction(lambda: db.session.execute(_FAIL, {"seconds": RETRY_SECONDS, "drifted": report.drifted}))
         raise
-    found = {"checked": report.checked, "drifted": report.drifted, "unknown": report.unknown}
-    in_transaction(lambda: db.session.execute(_FINISH, {**found, "seconds": EVERY_SECONDS}))
-    log.info("reconciled", **found)
+    in_transaction(lambda: db.session.execute(_FINISH, {**asdict(report), "seconds": EVERY_SECONDS}))
+    log.info("reconciled", **asdict(report))
     return report
 
 
-def _compare(stripe: StripeGateway) -> Report:
-    report, seen, suspects = Report(), list[str](), dict[str, list[RemoteSubscription]]()
-    for page in _pages(stripe.list_subscriptions()):
+def _compare(stripe: StripeGateway, report: Report) -> None:
+    seen, suspects = list[str](), dict[str, list[RemoteSubscription]]()
+    for page in _pages(stripe.list_current()):
         known = in_transaction(partial(_known, page))
         for remote in page:
             if remote.id not in known and (remote.status in ENDED or not is_ours(remote)):
@@ -116,10 +148,9 @@ def _compare(stripe: StripeGateway) -> Report:
             # Since when an invoice is unpaid is not seen in the list.
             if remote.status == "past_due" or _differs(remote, known.get(remote.id)):
                 suspects.setdefault(remote.customer_id, []).append(remote)
-    others = in_transaction(lambda: list(db.session.scalars(_SUSPECT, {"seen": seen, "ended": list(ENDED)})))
-    for customer_id in {**suspects, **dict.fromkeys(others)}:
-        _repair(stripe, customer_id, suspects.get(customer_id, []), report)
-    return report
+    wanted = {"seen": seen, "ended": list(ENDED), "running": list(RUNNING)}
+    others = in_transaction(lambda: list(db.session.scalars(_SUSPECT, wanted)))
+    _repair_all(stripe, {**dict.fromkeys(others, ()), **suspects}, report)
 
 
 def _pages(remotes: Iterator[RemoteSubscription]) -> Iterator[list[RemoteSubscription]]:
@@ -135,17 +166,25 @@ def _known(page: Sequence[RemoteSubscription]) -> dict[str, Subscription]:
 
 
 def _differs(remote: RemoteSubscription, known: Subscription | None) -> bool:
-    if known is None:
-        return True
-    return (remote.status, remote.ended_at, remote.current_period_end, remote.is_ending) != (
-        known.status,
-        known.ended_at,
-        known.current_period_end,
-        known.cancel_at_period_end,
-    )
+    now_as = columns_of(remote, grant(remote))
+    return known is None or now_as != {name: getattr(known, name) for name in now_as}
 
 
-def _repair(stripe: StripeGateway, customer_id: str, remotes: Iterable[RemoteSubscription], report: Report) -> None:
+def _repair_all(stripe: StripeGateway, suspects: Mapping[str, Sequence[RemoteSubscription]], report: Report) -> None:
+    """Repair one after the other. Raises what the last one raised when several in a row fail."""
+    in_a_row = 0
+    for customer_id, remotes in suspects.items():
+        try:
+            _repair(stripe, customer_id, remotes, report)
+            in_a_row = 0
+        except Exception as error:
+            report.failed, in_a_row = report.failed + 1, in_a_row + 1
+            log.error("customer_failed", customer=customer_id, reason=reason_of(error))  # noqa: TRY400
+            if in_a_row == GIVE_UP_AFTER:
+                raise
+
+
+def _repair(stripe: StripeGateway, customer_id: str, remotes: Sequence[RemoteSubscription], report: Report) -> None:
     outcome = sync_customer(stripe, customer_id)
     if outcome is Outcome.UNKNOWN:
         if in_transaction(lambda: _close_again(customer_id, remotes)):
@@ -160,7 +199,7 @@ def _repair(stripe: StripeGateway, customer_id: str, remotes: Iterable[RemoteSub
         log.warning("subscription_drifted", customer=customer_id)
 
 
-def _close_again(customer_id: str, remotes: Iterable[RemoteSubscription]) -> bool:
+def _close_again(customer_id: str, remotes: Sequence[RemoteSubscription]) -> bool:
     """Return whether the account is erased; what still runs is to be ended then."""
     if not is_closed(customer_id):
         return False

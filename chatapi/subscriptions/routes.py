@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from flask import current_app
+from flask import current_app, request
 
 from chatapi.admission import waiting_room
 from chatapi.auth.tokens import current_user
+from chatapi.errors import UnsupportedMediaTypeError
 from chatapi.extensions import in_transaction
-from chatapi.parsing import ApiBlueprint
+from chatapi.parsing import ApiBlueprint, read_body
 from chatapi.schemas import NothingSchema
 from chatapi.subscriptions import service
 from chatapi.subscriptions.checkout import start_checkout
@@ -36,7 +38,10 @@ def subscribe() -> dict[str, Any]:
 
     Send the user to `checkout_url`. Asked again, it is the same one as long as it is open. Pro begins with the payment,
     not with the way back from it. A body is ignored.
+
+    409 is `already_subscribed`; 503 is `billing_unavailable`, to be tried again, or `billing_not_configured`.
     """
+    _pass_over_body()
     with waiting_room().visit():
         checkout = start_checkout(current_user().id)
     return {
@@ -72,7 +77,10 @@ def read_history() -> dict[str, Any]:
 @blueprint.response(200, StatusSchema)
 @blueprint.problems(409, 503)
 def cancel(_body: dict[str, Any]) -> dict[str, Any]:
-    """End the subscription with its paid period"""
+    """End the subscription with its paid period
+
+    409 is `not_subscribed`; 503 is `billing_unavailable`, to be tried again, or `billing_not_configured`.
+    """
     user_id = current_user().id
     with waiting_room().visit():
         service.cancel(user_id)
@@ -84,7 +92,10 @@ def cancel(_body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.response(200, StatusSchema)
 @blueprint.problems(409, 503)
 def resume(_body: dict[str, Any]) -> dict[str, Any]:
-    """Take the cancellation back, before the period is over"""
+    """Take the cancellation back, before the period is over
+
+    409 is `not_subscribed`; 503 is `billing_unavailable`, to be tried again, or `billing_not_configured`.
+    """
     user_id = current_user().id
     with waiting_room().visit():
         service.resume(user_id)
@@ -96,14 +107,29 @@ def resume(_body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.response(200, PortalSchema)
 @blueprint.problems(409, 503)
 def open_portal(_body: dict[str, Any]) -> dict[str, Any]:
-    """Open the page with the caller's invoices and cards"""
+    """Open the page with the caller's invoices and cards
+
+    409 is `not_subscribed`; 503 is `billing_unavailable`, to be tried again, or `billing_not_configured`.
+    """
     with waiting_room().visit():
         return {"portal_url": service.open_portal(current_user().id)}
 
 
-# The original has the two under either name.
-blueprint.add_url_rule("/subscription/pro", "subscribe_alias", subscribe, methods=["POST"])
-blueprint.add_url_rule("/subscribe/status", "read_status_alias", read_status, methods=["GET"])
+def _alias(view: Callable[..., Any], method: str, path: str, of: str) -> None:
+    """Answer at `path` as at `of`: the original has the two under either name."""
+    described = blueprint.doc(summary=f"Alias of `{method} {of}`", description="The same under another name.")(view)
+    blueprint.add_url_rule(path, f"{view.__name__}_alias", described, methods=[method])
+
+
+_alias(subscribe, "POST", "/subscription/pro", of="/subscribe/pro")
+_alias(read_status, "GET", "/subscribe/status", of="/subscription/status")
+
+
+def _pass_over_body() -> None:
+    """Make nothing of the body, and refuse one that no other route would read: its length, or its encoding."""
+    read_body(request)
+    if "Content-Encoding" in request.headers:
+        raise UnsupportedMediaTypeError
 
 
 def _status(user_id: UUID) -> dict[str, Any]:

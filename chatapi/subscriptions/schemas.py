@@ -10,6 +10,7 @@ from marshmallow.validate import OneOf
 from chatapi.schemas import ApiSchema, Timestamp
 
 UNLIMITED = "unlimited"
+TIER_SOLD = {"type": "string", "enum": ["pro"]}
 
 
 class Allowance(fields.Field[Any]):
@@ -36,7 +37,11 @@ class SubscriptionSchema(ApiSchema):
     started_at = Timestamp(required=True, allow_none=True)
     ended_at = Timestamp(required=True, allow_none=True)
     current_period_end = Timestamp(required=True, allow_none=True)
-    cancel_at_period_end = fields.Boolean(required=True, allow_none=True)
+    cancel_at_period_end = fields.Boolean(
+        required=True,
+        allow_none=True,
+        metadata={"description": "True when it ends with the paid period"},
+    )
     stripe_subscription_id = fields.String(required=True, allow_none=True)
 
 
@@ -78,7 +83,7 @@ class PastSubscriptionSchema(ApiSchema):
 
     id = fields.UUID(required=True)
     status = fields.String(required=True, metadata={"description": "Stripe's word"})
-    tier = fields.Constant("pro", required=True, metadata={"description": "What it was for"})
+    tier = fields.Constant("pro", required=True, metadata={**TIER_SOLD, "description": "What it was for"})
     started_at = Timestamp(required=True, allow_none=True)
     ended_at = Timestamp(required=True, allow_none=True)
     stripe_subscription_id = fields.String(required=True)

@@ -18,11 +18,11 @@ from chatapi.subscriptions.gateway import (
     BillingUnavailableError,
     MissingAtStripeError,
     Patience,
-    RemoteSubscription,
     StripeGateway,
     gateway,
 )
 from chatapi.subscriptions.models import Subscription
+from chatapi.subscriptions.remote import RemoteSubscription
 from chatapi.subscriptions.sync import is_running, sync_customer
 from chatapi.subscriptions.tiers import RUNNING
 
@@ -83,7 +83,7 @@ def read_standing(user_id: UUID) -> Standing:
 
 
 def current_subscription(user_id: UUID) -> Subscription | None:
-    """Return the subscription that counts: one that runs before one that is over, the newest of them."""
+    """Return the subscription that counts: what gives Pro longest, else what runs, else the newest."""
     query = (
         select(Subscription)
         .where(Subscription.user_id == user_id)
@@ -119,18 +119,29 @@ def resume(user_id: UUID) -> None:
 def open_portal(user_id: UUID) -> str:
     """Return the URL of the page with invoices and cards. Raises `NotSubscribedError`."""
     stripe, customer_id, _ = _running(user_id)
-    return stripe.open_portal(customer_id, f"{current_app.config['FRONTEND_URL'].rstrip('/')}/subscription")
+    try:
+        return stripe.open_portal(customer_id, f"{current_app.config['FRONTEND_URL'].rstrip('/')}/subscription")
+    except MissingAtStripeError:
+        raise NotSubscribedError from None  # They were deleted since we looked.
 
 
 def _change(user_id: UUID, change: Callable[[StripeGateway, RemoteSubscription], None]) -> None:
     stripe, customer_id, running = _running(user_id)
+    changed = [subscription for subscription in running if _is_changed(stripe, subscription, change)]
+    sync_customer(stripe, customer_id)
+    if not changed:
+        raise NotSubscribedError
+
+
+def _is_changed(
+    stripe: StripeGateway, subscription: RemoteSubscription, change: Callable[[StripeGateway, RemoteSubscription], None]
+) -> bool:
+    """Return whether there was something to change: it may have ended since we looked."""
     try:
-        for subscription in running:
-            change(stripe, subscription)
+        change(stripe, subscription)
     except MissingAtStripeError:
-        raise NotSubscribedError from None  # It has ended since we looked.
-    finally:
-        sync_customer(stripe, customer_id)
+        return False
+    return True
 
 
 def _running(user_id: UUID) -> tuple[StripeGateway, str, list[RemoteSubscription]]:
@@ -139,10 +150,7 @@ def _running(user_id: UUID) -> tuple[StripeGateway, str, list[RemoteSubscription
     customer_id = in_transaction(lambda: customer_of(user_id))
     if customer_id is None:
         raise NotSubscribedError
-    try:
-        running = [found for found in stripe.list_subscriptions(customer_id) if is_running(found)]
-    except MissingAtStripeError:
-        running = []
+    running = [found for found in stripe.subscriptions_of(customer_id) if is_running(found)]
     if not running:
         sync_customer(stripe, customer_id)
         raise NotSubscribedError

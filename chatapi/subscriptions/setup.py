@@ -18,6 +18,7 @@ from chatapi.subscriptions.gateway_setup import (
     SetupGateway,
     Terms,
 )
+from config_billing import is_live
 
 FIRST_TERMS = Terms(900, "usd", "month")
 FIRST_NAME = "Pro"
@@ -63,8 +64,8 @@ class Found:
 
 
 def mode_of(secret_key: str) -> str:
-    """Return in which of Stripe's two worlds a key is good."""
-    return "live" if secret_key.startswith(("sk_live_", "rk_live_")) else "test"
+    """Return what Stripe calls the world in which a key is good."""
+    return "live" if is_live(secret_key) else "test"
 
 
 def set_up(config: Mapping[str, Any], wishes: Wishes) -> Found:

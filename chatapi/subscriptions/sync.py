@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import structlog
 from flask import current_app
-from sqlalchemy import CursorResult, select, text, update
+from sqlalchemy import select, text
 
 from chatapi.auth.models import User
 from chatapi.extensions import db, in_transaction
@@ -22,10 +22,10 @@ from chatapi.ids import uuid7
 from chatapi.subscriptions.gateway import (
     BillingUnavailableError,
     MissingAtStripeError,
-    RemoteSubscription,
     StripeGateway,
 )
 from chatapi.subscriptions.models import BillingCustomer, Subscription
+from chatapi.subscriptions.remote import RemoteSubscription
 from chatapi.subscriptions.tiers import RUNNING, pro_until
 
 log = structlog.get_logger(__name__)
@@ -93,6 +93,13 @@ _UPSERT = text("""
     RETURNING id
 """)
 
+_FORGET_CHECKOUT = text("""
+    UPDATE billing_customers
+    SET checkout_key = NULL, checkout_session_id = NULL, checkout_url = NULL, checkout_terms = NULL,
+        checkout_expires_at = NULL
+    WHERE user_id = :user_id AND checkout_key = :key
+""")
+
 _WRITE_TIER = text("""
     UPDATE users SET pro_until = paid.until
     FROM (SELECT max(pro_until) AS until FROM subscriptions WHERE user_id = :user_id) AS paid
@@ -104,34 +111,29 @@ _WRITE_TIER = text("""
 def sync_customer(stripe: StripeGateway, customer_id: str) -> Outcome:
     """Bring what is known of a customer, and their tier, to what Stripe has now.
 
-    Raises `BillingUnavailableError`; nothing is written then.
+    Raises `BillingUnavailableError`, also as `CustomerMissingError`; nothing is written then.
     """
     ticket = in_transaction(lambda: db.session.execute(_TAKE_TICKET, {"customer_id": customer_id}).one_or_none())
     if ticket is None:
         return Outcome.UNKNOWN
-    fetched = fetch(stripe, customer_id)
+    fetched = [_fetch(stripe, remote) for remote in stripe.subscriptions_of(customer_id)]
     outcome = in_transaction(lambda: _write(ticket, customer_id, fetched))
     running = [one.remote.id for one in fetched if is_running(one.remote)]
     if len(running) > 1:
         log.error("second_subscription", customer=customer_id, subscriptions=running)
-    if running and outcome is not Outcome.UNKNOWN and in_transaction(lambda: forget_checkout(ticket.user_id)):
-        _expire_checkouts(stripe, customer_id)
+    if running and outcome is not Outcome.UNKNOWN:
+        _close_checkout(stripe, ticket.user_id, customer_id)
     return outcome
 
 
-def fetch(stripe: StripeGateway, customer_id: str) -> list[Fetched]:
-    """Return a customer's subscriptions as Stripe has them, none when it does not know the customer any more."""
-    try:
-        remotes = list(stripe.list_subscriptions(customer_id))
-    except MissingAtStripeError:
-        return []
-    return [_fetched(stripe, remote) for remote in remotes]
+def _fetch(stripe: StripeGateway, remote: RemoteSubscription) -> Fetched:
+    return Fetched(remote, grant(remote, _unpaid_since(stripe, remote.id) if remote.status == "past_due" else None))
 
 
-def _fetched(stripe: StripeGateway, remote: RemoteSubscription) -> Fetched:
-    unpaid_since = _unpaid_since(stripe, remote.id) if remote.status == "past_due" else None
+def grant(remote: RemoteSubscription, unpaid_since: datetime | None = None) -> datetime | None:
+    """Return until when a subscription gives Pro, under the settings."""
     grace = timedelta(days=current_app.config["BILLING_GRACE_DAYS"])
-    return Fetched(remote, pro_until(remote, unpaid_since, current_app.config["STRIPE_PRICE_ID"], grace))
+    return pro_until(remote, unpaid_since, current_app.config["STRIPE_PRICE_ID"], grace)
 
 
 def _unpaid_since(stripe: StripeGateway, subscription_id: str) -> datetime | None:
@@ -170,36 +172,34 @@ def is_running(remote: RemoteSubscription) -> bool:
     return remote.status in RUNNING and is_ours(remote)
 
 
-def _row(user_id: UUID, one: Fetched) -> dict[str, Any]:
-    remote, sold = one.remote, current_app.config["STRIPE_PRICE_ID"]
+def columns_of(remote: RemoteSubscription, until: datetime | None) -> dict[str, Any]:
+    """Return how a subscription that gives Pro until then is to be known here."""
+    sold = current_app.config["STRIPE_PRICE_ID"]
     return {
-        "id": uuid7(),
-        "user_id": user_id,
-        "stripe_subscription_id": remote.id,
         "status": remote.status,
         "price_id": next((price_id for price_id in remote.price_ids if price_id in sold), None),
-        "cancel_at_period_end": remote.is_ending,
+        "cancel_at_period_end": remote.ends_with_period,
         "started_at": remote.started_at,
         "ended_at": remote.ended_at,
         "current_period_end": remote.current_period_end,
-        "pro_until": one.pro_until,
+        "pro_until": until,
     }
 
 
-def forget_checkout(user_id: UUID) -> bool:
-    """Forget the user's open checkout; False when there was none."""
-    statement = (
-        update(BillingCustomer)
-        .where(BillingCustomer.user_id == user_id, BillingCustomer.checkout_key.is_not(None))
-        .values(checkout_key=None, checkout_session_id=None, checkout_url=None, checkout_expires_at=None)
-        .execution_options(synchronize_session=False)
-    )
-    return bool(cast("CursorResult[Any]", db.session.execute(statement)).rowcount)
+def _row(user_id: UUID, one: Fetched) -> dict[str, Any]:
+    known_as = {"id": uuid7(), "user_id": user_id, "stripe_subscription_id": one.remote.id}
+    return {**known_as, **columns_of(one.remote, one.pro_until)}
 
 
-def _expire_checkouts(stripe: StripeGateway, customer_id: str) -> None:
-    """Let nobody pay twice, in a page that is still open somewhere."""
+def _close_checkout(stripe: StripeGateway, user_id: UUID, customer_id: str) -> None:
+    """Let nobody pay twice, in a page that is still open somewhere. What fails is left to the next reading."""
+    query = select(BillingCustomer.checkout_key).where(BillingCustomer.user_id == user_id)
+    key = in_transaction(lambda: db.session.scalar(query))
+    if key is None:
+        return
     try:
         stripe.expire_checkouts(customer_id)
-    except (BillingUnavailableError, MissingAtStripeError):
+    except BillingUnavailableError:
         log.warning("checkout_left_open", customer=customer_id)
+    else:
+        in_transaction(lambda: db.session.execute(_FORGET_CHECKOUT, {"user_id": user_id, "key": key}))

@@ -7,7 +7,7 @@ from enum import Enum
 
 import structlog
 
-from chatapi.subscriptions.gateway import RemoteSubscription
+from chatapi.subscriptions.remote import RemoteSubscription
 
 RENEWAL_SLACK = timedelta(days=3)
 """How long a running subscription is believed to go on after its period, with no word from Stripe.
@@ -41,6 +41,9 @@ GRANTS = {
 
 RUNNING = ("active", "trialing", "past_due", "unpaid", "paused")
 """Statuses of a subscription that is there: it may not give Pro, but another beside it would be one too many."""
+
+ENDED = ("canceled", "incomplete_expired")
+"""Statuses of a subscription that is over for good."""
 
 
 def pro_until(

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import structlog
 from flask import current_app
 from sqlalchemy import select, text
 
-from chatapi.broker import CHORES_QUEUE, ring
+from chatapi.broker import BILLING_QUEUE, ring
 from chatapi.errors import BadRequestError
 from chatapi.extensions import db, in_transaction
 from chatapi.ids import uuid7
 from chatapi.subscriptions.events import HANDLE_EVENT
-from chatapi.subscriptions.gateway import BillingNotConfiguredError, gateway, verify_message
+from chatapi.subscriptions.gateway import BillingNotConfiguredError, verify_message
 from chatapi.subscriptions.models import Subscription
+from config_billing import is_live
 
 WATCHED = ("customer.subscription.", "invoice.", "checkout.session.", "customer.deleted")
 """How the types of events begin that can change a tier."""
@@ -60,7 +61,7 @@ def receive(payload: bytes, signature: str | None) -> None:
     event = verify_message(payload, signature, secrets)
     row_id = in_transaction(lambda: _store(event))
     if row_id is not None:
-        ring(HANDLE_EVENT, CHORES_QUEUE, row_id)
+        ring(HANDLE_EVENT, BILLING_QUEUE, row_id)
 
 
 def _store(event: Mapping[str, Any]) -> UUID | None:
@@ -91,9 +92,9 @@ def _store(event: Mapping[str, Any]) -> UUID | None:
 
 def _word(event: Mapping[str, Any], name: str) -> str:
     word = event.get(name)
-    if not isinstance(word, str) or not 0 < len(word) <= MAX_ID_LENGTH or not word.isascii() or "\0" in word:
+    if not _is_word(word):
         raise BadRequestError(f"The event has no {name}")
-    return word
+    return cast("str", word)
 
 
 def _created_at(event: Mapping[str, Any]) -> datetime:
@@ -109,7 +110,7 @@ def _sort(event: Mapping[str, Any], kind: str) -> Sorted:
     if not isinstance(about, dict):
         raise BadRequestError("The event is about nothing")
     customer_id = _id_of(about if about.get("object") == "customer" else about.get("customer"))
-    if event.get("livemode") is not gateway().is_live:
+    if event.get("livemode") is not is_live(current_app.config["STRIPE_SECRET_KEY"]):
         return Sorted(customer_id, "wrong_livemode")
     if not kind.startswith(WATCHED):
         return Sorted(customer_id, "not_watched")
@@ -147,7 +148,7 @@ def _subscription_of_invoice(invoice: Mapping[str, Any]) -> str | None:
 def _items(subscription: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     items = subscription.get("items")
     data = items.get("data") if isinstance(items, dict) else None
-    yield from (item for item in data or () if isinstance(item, dict))
+    yield from (item for item in (data if isinstance(data, list) else ()) if isinstance(item, dict))
 
 
 def _is_known(subscription_id: str | None) -> bool:
@@ -159,4 +160,9 @@ def _id_of(found: Any) -> str | None:
     """Return the id of what is an object, or its id already."""
     if isinstance(found, dict):
         found = found.get("id")
-    return found if isinstance(found, str) and 0 < len(found) <= MAX_ID_LENGTH and "\0" not in found else None
+    return cast("str", found) if _is_word(found) else None
+
+
+def _is_word(found: Any) -> bool:
+    """Return whether it is text as ids and types are: short, and nothing that PostgreSQL does not store."""
+    return isinstance(found, str) and 0 < len(found) <= MAX_ID_LENGTH and found.isascii() and "\0" not in found

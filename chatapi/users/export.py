@@ -17,7 +17,7 @@ from chatapi.extensions import Base, db, in_transaction
 from chatapi.keys import hash_number
 from chatapi.quota import DailyUsage
 from chatapi.schemas import rfc3339
-from chatapi.subscriptions.models import BillingCustomer, Subscription
+from chatapi.subscriptions.models import BillingCustomer, StripeEvent, Subscription
 
 ROOMS_AT_ONCE = 50
 MESSAGES_AT_ONCE = 200
@@ -33,6 +33,7 @@ SUBSCRIPTION_FIELDS = (
     "pro_until",
     "created_at",
 )
+STRIPE_EVENT_FIELDS = ("event_id", "type", "status", "reason", "stripe_created_at", "received_at", "closed_at")
 
 
 def write_account(account: dict[str, Any], user: User) -> Iterator[str]:
@@ -71,6 +72,11 @@ def _belongings(user: User) -> dict[str, Any]:
     keys = db.session.scalars(select(IdempotencyKey).where(IdempotencyKey.user_id == user.id)).all()
     customers = db.session.scalars(select(BillingCustomer).where(BillingCustomer.user_id == user.id)).all()
     subscriptions = db.session.scalars(select(Subscription).where(Subscription.user_id == user.id)).all()
+    told = db.session.scalars(
+        select(StripeEvent)
+        .where(StripeEvent.customer_id.in_([each.stripe_customer_id for each in customers]))
+        .order_by(StripeEvent.id)
+    ).all()
     events = [event for event in audit.list_events(number_hash) if event.created_at >= since]
     return {
         "sessions": [_fields(each, "id", "created_at", "refreshed_at", "expires_at") for each in sessions],
@@ -81,6 +87,7 @@ def _belongings(user: User) -> dict[str, Any]:
         "audit": [_fields(each, "action", "created_at") for each in events],
         "billing": [_fields(each, "stripe_customer_id", "checkout_session_id", "created_at") for each in customers],
         "subscriptions": [_fields(each, *SUBSCRIPTION_FIELDS) for each in subscriptions],
+        "stripe_events": [_fields(each, *STRIPE_EVENT_FIELDS) for each in told],
     }
 
 

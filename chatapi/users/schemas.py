@@ -16,9 +16,13 @@ class UserStatsSchema(ApiSchema):
 
 
 class ProfileSchema(UserSchema):
-    """An account with what it holds and has used; `subscription_status` is Stripe's word, null without one."""
+    """An account with what it holds and has used."""
 
-    subscription_status = fields.String(required=True, allow_none=True)
+    subscription_status = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Stripe's word, null if there never was a subscription"},
+    )
     daily_usage_count = fields.Integer(required=True)
     stats = fields.Nested(UserStatsSchema, required=True)
 
@@ -68,4 +72,7 @@ class ExportSchema(ApiSchema):
     audit = fields.List(fields.Dict(), required=True, metadata={"description": "What operators did to the account"})
     billing = fields.List(fields.Dict(), required=True, metadata={"description": "The customer at Stripe, if any"})
     subscriptions = fields.List(fields.Dict(), required=True)
+    stripe_events = fields.List(
+        fields.Dict(), required=True, metadata={"description": "What Stripe has told of the customer, for 90 days"}
+    )
     chatrooms = fields.List(fields.Dict(), required=True)

@@ -1,7 +1,12 @@
-"""What the sign-in tests share: codes asked for and brought back, and time that passes."""
+"""What the sign-in tests share: codes asked for and brought back, who delivers them, and time that passes."""
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from flask import Flask
@@ -10,6 +15,7 @@ from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from chatapi.extensions import db
+from tests import leaks
 
 PASSWORD = "correct horse battery"
 
@@ -31,6 +37,47 @@ def wrong(otp: str) -> str:
 
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
+
+
+class Gateway(ThreadingHTTPServer):
+    """An SMS gateway that answers what it is told to, and keeps what it was sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), GatewayHandler)
+        self.statuses: list[int] = []
+        self.received: list[tuple[dict[str, str], bytes]] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/send"
+
+
+class GatewayHandler(BaseHTTPRequestHandler):
+    server: Gateway
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        leaks.SUITE.note_secrets(json.loads(body))
+        self.server.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
+        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 204)
+        self.send_header("Location", self.server.url)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def running_gateway() -> Iterator[Gateway]:
+    """Run an SMS gateway within the block."""
+    server = Gateway()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 REMEMBERED_TIMES = [

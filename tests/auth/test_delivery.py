@@ -6,10 +6,8 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -19,48 +17,15 @@ from sqlalchemy import text
 from chatapi.auth.delivery import deliver_otp, take_due_deliveries
 from chatapi.extensions import db, in_transaction
 from chatapi.replies.sweeper import clean
-from tests import leaks
-from tests.auth.support import pass_time
+from tests.auth.support import Gateway, pass_time, running_gateway
 
 KEY = b"the gateway's own secret"
 
 
-class Gateway(ThreadingHTTPServer):
-    """An SMS gateway that answers what it is told to, and keeps what it was sent."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), GatewayHandler)
-        self.statuses: list[int] = []
-        self.received: list[tuple[dict[str, str], bytes]] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/send"
-
-
-class GatewayHandler(BaseHTTPRequestHandler):
-    server: Gateway
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        leaks.SUITE.note_secrets(json.loads(body))
-        self.server.received.append(({name.lower(): value for name, value in self.headers.items()}, body))
-        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 204)
-        self.send_header("Location", self.server.url)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    server = Gateway()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running_gateway() as gateway:
+        yield gateway
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -26,6 +27,7 @@ import config
 from chatapi.dev.embedded import free_port
 from chatapi.dev.processes import wait_until
 from chatapi.dev.system import system_children
+from chatapi.replies.monitor import QUEUES
 from config_billing import is_configured
 
 # A system of the same shape that starts at once: a web process that answers, and others that only exist.
@@ -143,6 +145,19 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         for pid in run.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def hang_up_is(action: signal.Handlers) -> Iterator[None]:
+    """Have what is started within the block begin with SIGHUP's default or ignoring it, as a shell or nohup has it.
+
+    What ignores the signal hands that down: without this, whoever runs the suite under nohup decides.
+    """
+    before = signal.signal(signal.SIGHUP, action)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def answers(port: int) -> bool:
@@ -273,7 +288,8 @@ def test_run_sends_people_to_their_own_front_end_when_there_is_one(start: Callab
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGHUP, 1)])
 def test_run_ends_every_process_on_a_signal(start: Callable[..., Run], number: signal.Signals, times: int) -> None:
-    run = start()
+    with hang_up_is(signal.SIG_DFL):
+        run = start()
     run.wait_ready()
     assert len(run.processes()) > 5
     for _ in range(times):
@@ -282,6 +298,16 @@ def test_run_ends_every_process_on_a_signal(start: Callable[..., Run], number: s
     assert run.process.wait(30) == 0
     assert wait_until(lambda: not run.processes(), 5), run.processes()
     assert run.errors.read_text() == ""
+
+
+def test_run_goes_on_when_its_terminal_is_closed_under_nohup(start: Callable[..., Run]) -> None:
+    with hang_up_is(signal.SIG_IGN):
+        run = start()
+    run.wait_ready()
+    os.killpg(run.process.pid, signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):  # It looks ten times a second whether it is to end.
+        run.process.wait(0.5)
+    assert answers(run.port)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -440,6 +466,7 @@ def test_real_system_comes_back_when_its_processes_are_killed_and_ends_in_order(
         "web": b"gunicorn\0wsgi:app",
         "worker": b"--queues\0replies",
         "chores": b"--queues\0chores",
+        "billing": b"--queues\0billing",
         "sweeper": b"flask\0sweeper",
         "Gemini's stand-in": b"chatapi.dev.gemini_standin",
         "Stripe's stand-in": b"chatapi.dev.stripe.standin",
@@ -496,16 +523,18 @@ def leader(run: Run, command: bytes) -> int:
     return pid
 
 
+NOWHERE = {
+    "APP_ENV": "development",
+    "DATABASE_URL": "postgresql://postgres@/postgres?host=/nowhere",
+    "REDIS_URL": "redis://127.0.0.1:1/0",
+    "JWT_SECRET": "only these tests know it, 0123456789",
+}
+
+
 def test_system_children_listen_where_they_are_told_and_use_the_given_servers() -> None:
-    environ = {
-        "APP_ENV": "development",
-        "DATABASE_URL": "postgresql://postgres@/postgres?host=/nowhere",
-        "REDIS_URL": "redis://127.0.0.1:1/0",
-        "JWT_SECRET": "only these tests know it, 0123456789",
-        "WORKER_THREADS": "7",
-    }
+    environ = {**NOWHERE, "WORKER_THREADS": "7"}
     children = {child.name: child for child in system_children(environ, 20001)}
-    assert list(children) == ["web", "worker", "chores", "sweeper"]
+    assert list(children) == ["web", "worker", "chores", "billing", "sweeper"]
     for child in children.values():
         assert child.env is not None
         assert child.env["DATABASE_URL"] == environ["DATABASE_URL"]
@@ -514,3 +543,21 @@ def test_system_children_listen_where_they_are_told_and_use_the_given_servers() 
     assert worker.env is not None
     assert worker.env["dramatiq_queue_prefetch"] == "7"
     assert worker.argv[worker.argv.index("--threads") + 1] == "7"
+
+
+def test_runner_and_procfile_start_the_same_processes_and_each_queue_has_one() -> None:
+    procfile = dict(line.split(": ", 1) for line in (config.ROOT / "Procfile").read_text().splitlines())
+    started = {child.name: child.argv for child in system_children(NOWHERE, 20001)}
+
+    assert list(procfile) == list(started)
+    assert {name: queues_of(words.split()) for name, words in procfile.items()} == {
+        name: queues_of(words) for name, words in started.items()
+    }
+    assert sorted(queue for words in started.values() for queue in queues_of(words)) == sorted(QUEUES)
+
+
+def queues_of(words: Sequence[str]) -> list[str]:
+    """Return the queues that a command line names."""
+    if "--queues" not in words:
+        return []
+    return list(takewhile(lambda word: not word.startswith("-"), words[list(words).index("--queues") + 1 :]))

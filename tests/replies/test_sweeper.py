@@ -8,14 +8,16 @@ from uuid import UUID
 
 import pytest
 import redis
-from flask import Flask
+from flask import Flask, current_app
 from sqlalchemy import text
 
+from chatapi.broker import NAMESPACE
 from chatapi.chatrooms.endings import Ending, conclude
 from chatapi.chatrooms.live import Piece, live_replies
 from chatapi.extensions import db, in_transaction
 from chatapi.replies import jobs
-from chatapi.replies.sweeper import clean, end_overdue, sweep
+from chatapi.replies.monitor import QUEUES
+from chatapi.replies.sweeper import FULL_QUEUE, clean, end_overdue, sweep
 from tests.support import Account, Services, race
 
 pytestmark = pytest.mark.usefixtures("nothing_due")
@@ -23,11 +25,18 @@ pytestmark = pytest.mark.usefixtures("nothing_due")
 
 @pytest.fixture
 def nothing_due(app: Flask) -> Iterator[None]:
-    """Other tests leave unfinished replies and undelivered codes behind, which would be rung for too."""
+    """Other tests leave things behind that would be rung for too, and messages that nobody has taken from Redis."""
     with app.app_context():
-        execute("DELETE FROM reply_jobs")
-        execute("DELETE FROM otp_outbox")
+        for table in ("reply_jobs", "otp_outbox", "stripe_events", "billing_closures"):
+            execute(f"DELETE FROM {table}")  # noqa: S608 - of our own
+        execute("UPDATE billing_reconciliation SET due_at = now() + interval '1 hour'")
+        queue_client().delete(*(f"{NAMESPACE}:{queue}" for queue in QUEUES))
         yield
+
+
+def queue_client() -> redis.Redis:
+    client: redis.Redis = current_app.extensions["broker"].client
+    return client
 
 
 def execute(statement: str, **parameters: Any) -> Any:
@@ -110,6 +119,32 @@ def test_nothing_is_taken_while_redis_is_away(make_app: Callable[..., Flask], ac
 
     assert ring_delay() <= 0
     assert sweep() == 1
+
+
+DUE_OF_EACH_KIND = """
+    UPDATE reply_jobs SET ring_at = now();
+    INSERT INTO otp_outbox (id, number_hash, purpose, payload, due_at, expires_at)
+    VALUES (gen_random_uuid(), '', 'login', '', now(), now() + interval '1 min');
+    INSERT INTO stripe_events (id, event_id, type, customer_id, status, due_at, stripe_created_at)
+    VALUES (gen_random_uuid(), gen_random_uuid(), 'customer.deleted', 'cus_full', 'received', now(), now());
+    INSERT INTO billing_closures (id, stripe_customer_id, due_at) VALUES (gen_random_uuid(), 'cus_full', now());
+    UPDATE billing_reconciliation SET due_at = now();
+"""
+
+
+@pytest.mark.parametrize(("queue", "rung_for"), [("replies", 5), ("chores", 4), ("billing", 2)])
+def test_nothing_is_rung_for_on_a_full_queue_but_replies_until_it_has_room(
+    account: Account, queue: str, rung_for: int
+) -> None:
+    account.prompt(account.open_room(), "hello")
+    execute(DUE_OF_EACH_KIND)
+    key = f"{NAMESPACE}:{queue}"
+    queue_client().rpush(key, *["a message"] * FULL_QUEUE)
+
+    assert sweep() == rung_for
+    queue_client().ltrim(key, 0, FULL_QUEUE - 2)
+    assert sweep() == 5 - rung_for
+    assert sweep() == 0
 
 
 def test_ring_carries_ids_and_nothing_else(services: Services, account: Account) -> None:

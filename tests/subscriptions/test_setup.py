@@ -102,6 +102,7 @@ def test_setup_sells_what_it_made_and_believes_its_endpoint(
     assert answer.get_json() == {"received": True}
     status = account.call("GET", "/subscription/status").get_json()["subscription"]
     assert (status["tier"], status["stripe_subscription_id"]) == ("pro", subscription)
+    assert account.call("DELETE", "/user/me").status_code == 204  # At the Stripe of other tests they are nobody.
 
 
 def test_setup_makes_nothing_the_second_time(set_up: Callable[..., Result], shop: StripeStandin) -> None:
@@ -259,10 +260,13 @@ def test_setup_makes_no_endpoint_where_stripe_cannot_reach_it(
     assert "`stripe listen --forward-to localhost:5001/webhook/stripe`" in result.stderr
 
 
-def test_setup_wants_https_in_live_mode_alone(make_app: Callable[..., Flask], set_up: Callable[..., Result]) -> None:
+@pytest.mark.parametrize("key", ["sk_live_suite", "rk_live_suite"])
+def test_setup_wants_https_in_live_mode_alone(
+    make_app: Callable[..., Flask], set_up: Callable[..., Result], key: str
+) -> None:
     address = "http://api.chat.example"
     with StripeStandin(livemode=True) as live:
-        app = make_app(STRIPE_API_BASE=live.url, STRIPE_SECRET_KEY="sk_live_suite", PUBLIC_URL=address)
+        app = make_app(STRIPE_API_BASE=live.url, STRIPE_SECRET_KEY=key, PUBLIC_URL=address)
 
         result = app.test_cli_runner().invoke(args=["billing", "setup"])
 
@@ -308,6 +312,24 @@ def test_setup_ends_in_a_sentence_when_stripe_is_away(set_up: Callable[..., Resu
 
     assert result.exit_code == 1
     assert "Error: Stripe cannot be reached (APIConnectionError)." in result.stderr
+
+
+def test_setup_with_a_key_that_is_none_says_so_before_flask_misses_the_command() -> None:
+    environ = {"PATH": os.environ["PATH"], "FLASK_APP": "wsgi", "APP_ENV": "development", "PUBLIC_URL": PUBLIC_URL}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "billing", "setup"],
+        cwd=ROOT,
+        env={**environ, "STRIPE_SECRET_KEY": "pk_test_published"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode != 0
+    assert "- STRIPE_SECRET_KEY must begin with sk_test_, " in done.stderr
+    assert "The service's own commands are there once that is put right." in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_setup_needs_nothing_but_key_and_address(shop: StripeStandin) -> None:

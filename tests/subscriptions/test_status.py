@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 
 from chatapi.dev.stripe.faults import Fault
+from chatapi.subscriptions import service
 from tests.subscriptions.support import Billing, Json, age_open_invoice, tier_of
 from tests.support import Account, make_price, race, stripe_client, wait_for
 
@@ -118,12 +119,15 @@ def test_prompts_left_are_never_negative_when_the_limit_was_lowered(
     assert status_of(account)["usage"]["remaining"] == 0
 
 
-def test_status_after_paying_is_pro_though_no_message_came(billing: Billing, account: Account) -> None:
+def test_status_after_paying_is_pro_though_no_message_came(
+    billing: Billing, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "HEAL_EVERY_SECONDS", 0.5)
     session_id = billing.check_out(account)
     assert status_of(account)["subscription"] == INACTIVE
     billing.stripe.pay(session_id)
 
-    wait_for(lambda: status_of(account)["usage"]["tier"] == "pro", seconds=10, every=0.5)
+    wait_for(lambda: status_of(account)["usage"]["tier"] == "pro", seconds=10)
     assert tier_of(account) == "pro"
 
 

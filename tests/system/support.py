@@ -18,7 +18,7 @@ import requests
 
 from chatapi.dev.embedded import free_port
 from chatapi.dev.gemini_standin import RecordedRequest
-from chatapi.dev.processes import Child, stop_all
+from chatapi.dev.processes import Child
 from chatapi.dev.system import child_environment, health, system_children
 from tests import leaks
 from tests.support import WEBHOOK_SECRET, Account, Services, wait_for
@@ -80,7 +80,7 @@ class HttpClient:
 
 
 class System:
-    """Web, worker, chores and sweeper on servers of their own; `use` starts them."""
+    """Web, worker, chores, billing and sweeper on servers of their own; `use` starts them."""
 
     def __init__(self) -> None:
         self.services = Services()
@@ -207,7 +207,9 @@ class System:
         return [each for each in self.services.gemini.requests if content in prompt_of(each) and not is_title(each)]
 
     def stop(self) -> None:
-        stop_all(list(self.children.values()))
+        """End everything at once: in good order it would wait for answers of a model that hangs."""
+        for child in self.children.values():
+            child.kill()
         self.services.stop()
 
 

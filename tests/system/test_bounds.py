@@ -147,7 +147,11 @@ def test_streams_past_their_bound_are_refused_and_ordinary_requests_go_on(system
     room_id = someone.open_room(title="streams")
     reply_id = someone.prompt(room_id, SLOW)
     with ExitStack() as open_streams:
-        streams = [open_streams.enter_context(EventStream(someone, room_id, reply_id)) for _ in range(60)]
+        streams: list[EventStream] = []
+        # Both processes have a bound of their own, and share the connections as they come: until both are full.
+        while len(streams) < 400 and sum(stream.status_code == 200 for stream in streams) < 40:
+            streams.append(open_streams.enter_context(EventStream(someone, room_id, reply_id)))
+        streams += [open_streams.enter_context(EventStream(someone, room_id, reply_id)) for _ in range(20)]
         statuses = Counter(stream.status_code for stream in streams)
         refused = [stream for stream in streams if stream.status_code == 503]
         reasons = {stream.read_error()["error"] for stream in refused}
@@ -156,16 +160,15 @@ def test_streams_past_their_bound_are_refused_and_ordinary_requests_go_on(system
         # Waiting room is short: answered at once, with the reply pending.
         waits = [send(someone, room_id, SLOW, Prefer="wait=20") for _ in range(8)]
 
-    # Each of both processes has its own bound, and they share the connections as they come.
     assert statuses.keys() == {200, 503}
-    assert 20 <= statuses[200] <= 40
+    assert statuses[200] == 40
     assert reasons == {"too_busy"}
     assert all(int(stream.headers["Retry-After"]) > 0 for stream in refused)
     assert {answer.status_code for answer in ordinary} == {200}
     assert max(answer.seconds for answer in ordinary) < 1
     assert {answer.status_code for answer in waits} == {201}
     assert {answer.get_json()["ai_message"]["status"] for answer in waits} <= {"pending", "processing"}
-    assert any(answer.seconds < 2 for answer in waits)
+    assert max(answer.seconds for answer in waits) < 2
 
 
 @pytest.mark.slow

@@ -109,4 +109,5 @@ def test_walk_ends_with_a_reply_that_knew_history_and_instruction(checkout: Chec
     me = requests.get(f"http://localhost:{checkout.port}/user/me", headers=headers, timeout=5).json()["user"]
     assert (me["daily_usage_count"], me["stats"]) == (2, {"chatroom_count": 1, "message_count": 4})
     ready = requests.get(f"http://localhost:{checkout.port}/health/ready", timeout=5).json()
-    assert ready == {"status": "ok", "checks": {"postgresql": "ok", "redis": "ok"}, "notes": ["Gemini is a stand-in"]}
+    notes = ["Gemini is a stand-in", "Stripe is a stand-in"]
+    assert ready == {"status": "ok", "checks": {"postgresql": "ok", "redis": "ok"}, "notes": notes}

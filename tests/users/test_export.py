@@ -13,12 +13,14 @@ from sqlalchemy import text
 
 from chatapi.app import create_app
 from chatapi.auth.sessions import hash_token
+from chatapi.dev.stripe.standin import StripeStandin
 from chatapi.exports import PIECE_CHARACTERS, in_pieces
 from chatapi.extensions import db, in_transaction
 from chatapi.keys import hash_number
 from chatapi.users import export
 from chatapi.users.service import read_profile
 from tests.auth.support import PASSWORD, pass_time, request_otp
+from tests.subscriptions.support import Billing
 from tests.support import Account, Services
 
 
@@ -41,7 +43,7 @@ def test_export_holds_account_rooms_and_messages(account: Account) -> None:
     document = read_export(account)
 
     own = {"exported_at", "user", "sessions", "daily_usage", "codes", "sign_in_limits", "idempotency_keys", "audit"}
-    own |= {"billing", "subscriptions", "chatrooms"}
+    own |= {"billing", "subscriptions", "stripe_events", "chatrooms"}
     assert document.keys() == own
     me = account.call("GET", "/user/me").get_json()["user"]
     assert document["user"].items() >= me.items()
@@ -57,6 +59,28 @@ def test_export_holds_account_rooms_and_messages(account: Account) -> None:
     prompt, reply = rooms[room_id]["messages"]
     assert (prompt["message_type"], prompt["content"]) == ("user", 'a "quoted"\n\u202b prompt')
     assert (reply["id"], reply["reply_to"], reply["status"]) == (reply_id, prompt["id"], "pending")
+
+
+def test_export_holds_the_stripe_events_of_the_own_customer_alone(
+    app: Flask, stripe: StripeStandin, sign_in: Callable[..., Account]
+) -> None:
+    billing, mine, other = Billing(app, stripe), sign_in(), sign_in()
+    billing.subscribe(mine)
+    customer_id = billing.customer_of(mine)
+    billing.subscribe(other)
+
+    document = read_export(mine)
+
+    told = billing.rows("SELECT event_id FROM stripe_events WHERE customer_id = :id ORDER BY id", id=customer_id)
+    assert [each["event_id"] for each in document["stripe_events"]] == [row.event_id for row in told]
+    (paid,) = (each for each in document["stripe_events"] if each["type"] == "checkout.session.completed")
+    assert paid.keys() == {
+        *("event_id", "type", "status", "reason"),
+        *("stripe_created_at", "received_at", "closed_at"),
+    }
+    assert paid["status"] == "handled"
+    assert paid["received_at"] <= paid["closed_at"]
+    assert read_export(sign_in())["stripe_events"] == []
 
 
 def test_export_holds_no_secret(app: Flask, account: Account) -> None:

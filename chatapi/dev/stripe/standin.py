@@ -184,7 +184,7 @@ class _Handler(StandinHandler):
         if response.misbehaviour == "hang":
             self.wait(MAX_HANG_SECONDS)
         elif response.misbehaviour == "bad_json":
-            self._send(200, "application/json", b'{"id": "cut')
+            self._send(200, "application/json", b'{"id": "cut', {"Connection": "close"})
 
     def _send_json(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         self._send(status, "application/json", wire.to_json(body), headers)

@@ -1,69 +1,20 @@
-"""The `flask billing` commands; `flask billing setup` has tests of its own."""
+"""`flask billing status`, `sync` and `closures`: how billing stands, and what is repaired."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
-from click.testing import Result
 from flask import Flask
 
-from chatapi.broker import CHORES_QUEUE, NAMESPACE
 from chatapi.dev.embedded import free_port
 from chatapi.dev.stripe.faults import Fault
 from chatapi.dev.stripe.standin import StripeStandin
 from chatapi.ids import uuid7
+from tests.billing_commands.support import Flasks, audit_of, shown
 from tests.subscriptions.support import Billing, tier_of
 from tests.support import Account
-
-Flasks = Callable[..., Result]
-
-
-@pytest.fixture
-def billing(app: Flask, stripe: StripeStandin) -> Billing:
-    """Stripe from both sides, with no event left by other tests, and nothing to be ended."""
-    billing = Billing(app, stripe)
-    billing.rows("DELETE FROM stripe_events")
-    billing.rows("UPDATE billing_closures SET due_at = NULL, confirmed_at = now()")
-    return billing
-
-
-@pytest.fixture
-def flask(app: Flask, billing: Billing) -> Flasks:
-    """Return what runs a `flask billing` command."""
-    return lambda *arguments: app.test_cli_runner().invoke(args=["billing", *arguments])
-
-
-@pytest.fixture
-def store_event(billing: Billing) -> Callable[..., str]:
-    """Return what stores an event as it is after some attempts; it returns Stripe's id of it."""
-
-    def store_event(status: str, customer_id: str = "cus_nobody", age: str = "1 hour", **values: Any) -> str:
-        event_id = f"evt_{uuid7().hex}"
-        is_open = status in ("received", "retrying")
-        billing.rows(
-            "INSERT INTO stripe_events (id, event_id, type, customer_id, status, reason, attempts, due_at, "
-            "    stripe_created_at, received_at, closed_at) "
-            "VALUES (:id, :event_id, 'invoice.paid', :customer_id, :status, :reason, :attempts, "
-            "    CASE WHEN :is_open THEN now() + interval '50 min' END, now(), now() - CAST(:age AS interval), "
-            "    CASE WHEN NOT :is_open THEN now() END)",
-            id=uuid7(),
-            event_id=event_id,
-            customer_id=customer_id,
-            status=status,
-            age=age,
-            **{"is_open": is_open, "reason": None, "attempts": 3, **values},
-        )
-        return event_id
-
-    return store_event
-
-
-def shown(result: Result) -> Any:
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def test_billing_status_counts_what_there_is(
@@ -140,141 +91,6 @@ def test_billing_status_says_what_is_missing_when_not_configured(make_app: Calla
     assert found["mode"] is None
 
 
-def test_billing_events_lists_what_needs_somebody_newest_first(flask: Flasks, store_event: Callable[..., str]) -> None:
-    unmatched = store_event("unmatched", age="4 days", reason="unknown_customer")
-    received = store_event("received", age="1 min", attempts=0)
-    retrying = store_event("retrying", age="1 hour", reason="billing_unavailable")
-    store_event("handled")
-    store_event("ignored")
-
-    found = shown(flask("events", "--json"))
-
-    assert [event["event_id"] for event in found] == [received, retrying, unmatched]
-    assert found[1].items() >= {"reason": "billing_unavailable", "attempts": 3, "customer_id": "cus_nobody"}.items()
-    assert found[1]["next_try"].endswith("Z")
-    assert found[2]["next_try"] is None
-    plain = flask("events").stdout.splitlines()
-    assert plain[2].startswith(
-        f"{unmatched}  invoice.paid  cus_nobody  unmatched  unknown_customer  attempts 3  next -"
-    )
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        ("open", ["received", "retrying"]),
-        ("received", ["received"]),
-        ("retrying", ["retrying"]),
-        ("handled", ["handled"]),
-        ("ignored", ["ignored"]),
-        ("unmatched", ["unmatched"]),
-    ],
-)
-def test_billing_events_lists_those_asked_for(
-    flask: Flasks, store_event: Callable[..., str], status: str, expected: list[str]
-) -> None:
-    for each in ("received", "retrying", "handled", "ignored", "unmatched"):
-        store_event(each)
-
-    found = shown(flask("events", "--status", status, "--json"))
-
-    assert sorted(event["status"] for event in found) == expected
-
-
-def test_billing_events_lists_no_more_than_asked_for(flask: Flasks, store_event: Callable[..., str]) -> None:
-    store_event("received", age="2 min")
-    newest = store_event("received", age="1 min")
-
-    found = shown(flask("events", "--limit", "1", "--json"))
-
-    assert [event["event_id"] for event in found] == [newest]
-
-
-@pytest.fixture
-def rung_for(app: Flask) -> Callable[[], int]:
-    """Return what tells how many messages have been put on the chores' queue since."""
-
-    def length() -> int:
-        with app.app_context():
-            found: int = app.extensions["broker"].client.llen(f"{NAMESPACE}:{CHORES_QUEUE}")
-            return found
-
-    before = length()
-    return lambda: length() - before
-
-
-@pytest.mark.parametrize("status", ["received", "retrying", "unmatched"])
-def test_billing_retry_makes_an_event_due_and_rings(
-    flask: Flasks, billing: Billing, store_event: Callable[..., str], rung_for: Callable[[], int], status: str
-) -> None:
-    event_id, other = store_event(status), store_event(status)
-
-    result = flask("retry", event_id)
-
-    assert (result.exit_code, result.stdout) == (0, f"{event_id} is due now.\n")
-    found = billing.rows("SELECT *, due_at <= clock_timestamp() AS is_due FROM stripe_events ORDER BY id")
-    assert [row.is_due for row in found] == [True, None if status == "unmatched" else False]
-    assert (found[0].closed_at, found[1].event_id) == (None, other)
-    assert found[0].status == ("received" if status == "received" else "retrying")
-    assert rung_for() == 1
-
-
-def test_billing_retry_brings_an_unmatched_event_to_its_account(
-    flask: Flasks, billing: Billing, store_event: Callable[..., str], account: Account
-) -> None:
-    billing.stripe.pay(billing.check_out(account))
-    event_id = store_event("unmatched", customer_id=billing.customer_of(account), age="5 days")
-
-    assert flask("retry", event_id).exit_code == 0
-    billing.work()
-
-    assert billing.event_row(event_id).status == "handled"
-    assert tier_of(account) == "pro"
-    (audited,) = audit_of(billing, account)
-    assert (audited.action, audited.details) == ("event_retried", {"event": event_id})
-
-
-@pytest.mark.parametrize("status", ["handled", "ignored"])
-def test_billing_retry_refuses_what_is_closed(
-    flask: Flasks, billing: Billing, store_event: Callable[..., str], rung_for: Callable[[], int], status: str
-) -> None:
-    event_id, other = store_event(status, reason="foreign_price"), store_event("retrying")
-
-    result = flask("retry", event_id, "evt_none", other)
-
-    assert result.exit_code == 1
-    assert result.stdout == f"{other} is due now.\n"
-    assert result.stderr.splitlines() == [
-        f"The event {event_id} was {status} (foreign_price), and stays as it is.",
-        "There is no event evt_none.",
-    ]
-    assert billing.event_row(event_id).status == status
-    assert rung_for() == 1
-
-
-def test_billing_retry_all_takes_each_once_that_is_not_closed(
-    flask: Flasks,
-    billing: Billing,
-    store_event: Callable[..., str],
-    rung_for: Callable[[], int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("chatapi.subscriptions.interventions.RETRY_BATCH", 2)
-    for status in ("received", "retrying", "unmatched", "handled", "ignored", "retrying", "unmatched"):
-        store_event(status)
-
-    result = flask("retry", "--all")
-
-    assert (result.exit_code, result.stdout) == (0, "5 events are due now.\n")
-    assert rung_for() == 5
-    assert billing.rows("SELECT count(*) AS n FROM stripe_events WHERE due_at <= clock_timestamp()")[0].n == 5
-
-
-@pytest.mark.parametrize("arguments", [[], ["--all", "evt_1"]])
-def test_billing_retry_wants_events_or_all_of_them(flask: Flasks, arguments: list[str]) -> None:
-    assert flask("retry", *arguments).exit_code == 2
-
-
 def test_billing_closures_lists_what_waits(flask: Flasks, billing: Billing, account: Account) -> None:
     billing.subscribe(account)
     customer_id = billing.customer_of(account)
@@ -287,13 +103,6 @@ def test_billing_closures_lists_what_waits(flask: Flasks, billing: Billing, acco
     assert (waiting["customer_id"], waiting["attempts"], waiting["last_error"]) == (customer_id, 0, None)
     assert plain.startswith(f"{customer_id}  attempts 0  -  next 2")
     assert shown(flask("closures", "--json")) == []
-
-
-def audit_of(billing: Billing, account: Account) -> list[Any]:
-    return billing.rows(
-        "SELECT action, details FROM audit_events WHERE number_hash = (SELECT number_hash FROM users WHERE id = :id)",
-        id=account.id,
-    )
 
 
 def test_billing_sync_of_one_account_repairs_it_and_says_how(flask: Flasks, billing: Billing, account: Account) -> None:
@@ -348,10 +157,51 @@ def test_billing_sync_of_an_account_without_customer_says_so(flask: Flasks, acco
     result = flask("sync", account.mobile_number)
 
     assert result.exit_code == 0
-    assert (
-        result.stdout == f"{account.mobile_number} is basic, and has no customer at Stripe: they never began to pay.\n"
-    )
+    said, advice = result.stdout.splitlines()
+    assert said == f"{account.mobile_number} is basic, and no customer of theirs at Stripe is known here."
+    assert advice.startswith("`flask billing sync` compares everything")
     assert shown(flask("sync", account.mobile_number, "--json"))["customer_id"] is None
+
+
+def test_billing_sync_takes_on_the_customer_that_stripe_has_for_an_account(
+    flask: Flasks, billing: Billing, account: Account
+) -> None:
+    billing.stripe.pay(billing.check_out(account))
+    billing.rows("DELETE FROM billing_customers WHERE user_id = :id", id=account.id)
+    assert "known here" in flask("sync", account.mobile_number).stdout
+
+    assert flask("sync").exit_code == 0
+
+    assert tier_of(account) == "pro"
+
+
+@pytest.fixture
+def missing(billing: Billing, sign_in: Callable[..., Account]) -> Iterator[Account]:
+    """Somebody on Pro whose customer Stripe does not know, for as long as the test; a comparison looks at them."""
+    account = sign_in()
+    billing.subscribe(account)
+    customer_id = billing.customer_of(account)
+    rename = "UPDATE billing_customers SET stripe_customer_id = :new WHERE user_id = :id"
+    extend = "UPDATE users SET pro_until = pro_until + make_interval(secs => :by) WHERE id = :id"
+    billing.rows(rename, new=f"cus_{uuid7().hex}", id=account.id)
+    billing.rows(extend, by=1, id=account.id)
+    yield account
+    billing.rows(rename, new=customer_id, id=account.id)
+    billing.rows(extend, by=-1, id=account.id)
+
+
+def test_billing_sync_says_so_and_fails_when_a_customer_cannot_be_read(
+    flask: Flasks, billing: Billing, missing: Account, account: Account
+) -> None:
+    billing.stripe.pay(billing.check_out(account))
+
+    result = flask("sync")
+    as_json = flask("sync", "--json")
+
+    assert result.exit_code == as_json.exit_code == 1
+    assert "1 customers could not be read: `customer_failed` in the log above says why." in result.stdout
+    assert json.loads(as_json.stdout)["failed"] == shown(flask("status", "--json"))["failed"] == 1
+    assert (tier_of(account), tier_of(missing)) == ("pro", "pro")
 
 
 def test_billing_sync_of_a_number_nobody_has_is_refused(flask: Flasks, new_number: Callable[[], str]) -> None:
@@ -413,7 +263,7 @@ def test_billing_sync_ends_in_a_sentence_when_not_configured(
     result = app.test_cli_runner().invoke(args=["billing", "sync", *([account.mobile_number] if has_number else [])])
 
     assert result.exit_code == 1
-    assert "Billing is not configured: STRIPE_SECRET_KEY not set." in result.stderr
+    assert "Billing is not configured: STRIPE_SECRET_KEY not set. The key is in Stripe's dashboard" in result.stderr
 
 
 @pytest.mark.parametrize("command", [["status"], ["events"], ["retry", "--all"], ["closures"], ["sync"]])
