@@ -104,21 +104,14 @@ def _make_checkout(stripe: StripeGateway, claim: Claim) -> Checkout:
 def _offer(stripe: StripeGateway, claim: Claim) -> Checkout:
     price_id, front_end = current_app.config["STRIPE_PRICE_ID"][0], current_app.config["FRONTEND_URL"].rstrip("/")
     terms = f"{price_id} {front_end}"
-    customer_id = claim.customer_id
-    if customer_id is None:
-        customer_id = _new_customer(stripe, claim)
-    else:
+    customer_id = _new_customer(stripe, claim) if claim.customer_id is None else claim.customer_id
+    if customer_id == claim.customer_id:
         _refuse_second(stripe, claim.user_id, customer_id)
         if stripe.is_deleted(customer_id):  # A session of theirs would seem open still.
             raise MissingAtStripeError("customer")
     if claim.session_id is not None:
-        known = _read_session(stripe, claim.session_id)
-        if known is not None and known.status == "open" and claim.terms == terms:
-            return _keep(claim, customer_id, known, terms)
-        if known is not None and known.status == "open":
-            stripe.expire_checkouts(customer_id)
-        if known is not None and known.status == "complete":
-            _refuse_second(stripe, claim.user_id, customer_id)  # Paid for since we looked.
+        if session := _open_session(stripe, claim, claim.session_id, customer_id, terms):
+            return _keep(claim, customer_id, session, terms)
         claim = _again(claim)
     session = stripe.open_checkout(claim.key, claim.user_id, customer_id, price_id, front_end)
     return _keep(claim, customer_id, session, terms)
@@ -129,6 +122,23 @@ def _new_customer(stripe: StripeGateway, claim: Claim) -> str:
     if not keep_customer(claim, customer_id):
         raise _lost(claim, customer_id)
     return customer_id
+
+
+def _open_session(
+    stripe: StripeGateway, claim: Claim, session_id: str, customer_id: str, terms: str
+) -> RemoteCheckout | None:
+    """Return the session that there is, if it is open; with other terms it is no longer afterwards."""
+    try:
+        session = stripe.read_checkout(session_id)
+    except MissingAtStripeError:
+        return None
+    if session.status == "open" and claim.terms == terms:
+        return session
+    if session.status == "open":
+        stripe.expire_checkouts(customer_id)
+    if session.status == "complete":
+        _refuse_second(stripe, claim.user_id, customer_id)  # Paid for since we looked.
+    return None
 
 
 def _refuse_second(stripe: StripeGateway, user_id: UUID, customer_id: str) -> None:
@@ -150,13 +160,6 @@ def _refuse_second(stripe: StripeGateway, user_id: UUID, customer_id: str) -> No
 def _is_known(*conditions: ColumnElement[bool]) -> bool:
     query = select(Subscription.id).where(*conditions).limit(1)
     return in_transaction(lambda: db.session.scalars(query).first()) is not None
-
-
-def _read_session(stripe: StripeGateway, session_id: str) -> RemoteCheckout | None:
-    try:
-        return stripe.read_checkout(session_id)
-    except MissingAtStripeError:
-        return None
 
 
 def _keep(claim: Claim, customer_id: str, session: RemoteCheckout, terms: str) -> Checkout:
