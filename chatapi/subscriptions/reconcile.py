@@ -34,7 +34,7 @@ RETRY_SECONDS = 300
 log = structlog.get_logger(__name__)
 
 
-GIVE_UP_AFTER = 3
+GIVE_UP_AFTER = 20
 """So many customers in a row who cannot be read are not to blame themselves."""
 
 
@@ -150,7 +150,7 @@ def _compare(stripe: StripeGateway, report: Report) -> None:
                 suspects.setdefault(remote.customer_id, []).append(remote)
     wanted = {"seen": seen, "ended": list(ENDED), "running": list(RUNNING)}
     others = in_transaction(lambda: list(db.session.scalars(_SUSPECT, wanted)))
-    _repair_all(stripe, {**dict.fromkeys(others, ()), **suspects}, report)
+    _repair_all(stripe, {**suspects, **{each: () for each in others if each not in suspects}}, report)
 
 
 def _pages(remotes: Iterator[RemoteSubscription]) -> Iterator[list[RemoteSubscription]]:

@@ -100,11 +100,12 @@ def test_prompts_of_a_day_end_with_it(turning: Flask, person: Account) -> None:
     assert [person.send(room_id, "hello").status_code for _ in range(5)] == [201] * 5
     refusal = person.send(room_id, "hello")
     assert refusal.status_code == 429
-    assert 1 <= int(refusal.headers["Retry-After"]) <= 2
+    retry_after = int(refusal.headers["Retry-After"])
+    assert 1 <= retry_after <= 3
     resets_at = datetime.fromisoformat(refusal.get_json()["resets_at"])
     assert (resets_at.hour, resets_at.minute, resets_at.second, resets_at.microsecond) == (0, 0, 0, 0)
 
-    time.sleep(2.6)
+    time.sleep(retry_after)
 
     assert person.daily_usage() == 0
     assert [person.send(room_id, "hello").status_code for _ in range(6)] == [201] * 5 + [429]

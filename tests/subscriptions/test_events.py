@@ -222,11 +222,15 @@ def test_answer_about_a_former_customer_is_not_written(billing: Billing, subscri
     assert tier_of(subscriber) == "pro"
 
 
-def test_customer_that_is_deleted_at_stripe_is_basic(billing: Billing, subscriber: Account) -> None:
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_customer_that_is_deleted_at_stripe_is_basic(billing: Billing, subscriber: Account, is_refused: bool) -> None:
+    """Whether their subscriptions can still be asked for or not."""
     customer, subscription_id = billing.customer_of(subscriber), billing.subscription_of(subscriber)
     stripe_client(billing.stripe).v1.customers.delete(customer)
     with billing.stripe.account.changing():
         del billing.stripe.account.kinds["subscription"][subscription_id]
+    if is_refused:
+        billing.stripe.add_fault(Fault("404", path="/v1/subscriptions", times=1))
 
     assert billing.in_app(lambda: sync_customer(gateway(), customer)).value == "changed"
     assert tier_of(subscriber) == "basic"
