@@ -136,8 +136,8 @@ def _open_session(
         return session
     if session.status == "open":
         stripe.expire_checkouts(customer_id)
-    if session.status == "complete":
-        _refuse_second(stripe, claim.user_id, customer_id)  # Paid for since we looked.
+    if session.status != "expired":
+        _refuse_second(stripe, claim.user_id, customer_id)  # Perhaps paid for since we looked.
     return None
 
 
@@ -151,6 +151,8 @@ def _refuse_second(stripe: StripeGateway, user_id: UUID, customer_id: str) -> No
     except CustomerMissingError:
         if _is_known(Subscription.user_id == user_id, Subscription.pro_until > func.now()):
             raise AlreadySubscribedError from None
+        if not stripe.has_price(current_app.config["STRIPE_PRICE_ID"][0]):
+            raise  # The key is another account's: whose customer they are must not be forgotten.
         raise MissingAtStripeError("customer") from None
     sold = Subscription.price_id.in_(current_app.config["STRIPE_PRICE_ID"])
     if _is_known(Subscription.user_id == user_id, Subscription.status.in_(RUNNING), sold):

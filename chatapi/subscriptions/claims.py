@@ -74,7 +74,7 @@ _KEEP_CUSTOMER = text("""
 
 _KEEP_SESSION = text("""
     UPDATE billing_customers
-    SET checkout_session_id = :session_id, checkout_url = :url, checkout_terms = :terms,
+    SET checkout_key = :key, checkout_session_id = :session_id, checkout_url = :url, checkout_terms = :terms,
         checkout_expires_at = :expires_at,
         checkout_confirmed_at = clock_timestamp()
     WHERE user_id = :user_id AND checkout_claimed_until = :until RETURNING user_id
@@ -85,7 +85,8 @@ _RENEW = text(f"""
     SET checkout_key = :new_key, checkout_session_id = NULL, checkout_url = NULL, checkout_terms = NULL,
         checkout_expires_at = NULL,
         stripe_customer_id = CASE WHEN :is_customer_gone THEN NULL ELSE stripe_customer_id END,
-        generation = generation + CASE WHEN :is_customer_gone THEN 1 ELSE 0 END
+        generation = generation + CASE WHEN :is_customer_gone THEN 1 ELSE 0 END,
+        sync_began_at = CASE WHEN :is_customer_gone THEN NULL ELSE sync_began_at END
     WHERE user_id = :user_id AND checkout_claimed_until = :until
     RETURNING {_COLUMNS}
 """)  # noqa: S608 - of our own constants
@@ -134,7 +135,8 @@ def keep_customer(claim: Claim, customer_id: str) -> bool:
 def keep_session(claim: Claim, session: RemoteCheckout, terms: str) -> bool:
     """Note a session of these terms that is open; False if the claim, or the account, is gone."""
     found = {"session_id": session.id, "url": session.url, "expires_at": session.expires_at, "terms": terms}
-    return in_transaction(lambda: db.session.execute(_KEEP_SESSION, {**_of(claim), **found}).first()) is not None
+    wanted = {**_of(claim), **found, "key": claim.key}  # The key may have been forgotten meanwhile.
+    return in_transaction(lambda: db.session.execute(_KEEP_SESSION, wanted).first()) is not None
 
 
 def renew_intent(claim: Claim, *, is_customer_gone: bool = False) -> Claim | None:

@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 _ADOPT = text("""
     INSERT INTO billing_customers AS known (user_id, stripe_customer_id)
     SELECT id, :customer_id FROM users WHERE id = :user_id FOR KEY SHARE
-    ON CONFLICT (user_id) DO UPDATE SET stripe_customer_id = excluded.stripe_customer_id
+    ON CONFLICT (user_id) DO UPDATE SET stripe_customer_id = excluded.stripe_customer_id, sync_began_at = NULL
     WHERE known.stripe_customer_id IS NULL
     RETURNING user_id
 """)

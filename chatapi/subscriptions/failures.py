@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
-
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
-from chatapi.errors import ChatAPIError
-from chatapi.subscriptions.gateway import CustomerMissingError
+from chatapi.errors import ChatAPIError, log_database_error
+from chatapi.subscriptions.gateway import CustomerMissingError, frames_of
 
 log = structlog.get_logger(__name__)
 
@@ -21,6 +20,8 @@ def reason_of(error: Exception, **about: str) -> str:
         return error.reason
     if isinstance(error, ChatAPIError):
         return error.slug
-    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
-    log.error("billing_broken", reason=type(error).__name__, where=where, **about)
+    if isinstance(error, SQLAlchemyError):
+        log_database_error(error)
+        return "database_unavailable"
+    log.error("billing_broken", reason=type(error).__name__, where=frames_of(error), **about)
     return "unexpected_error"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -126,6 +127,15 @@ class StripeGateway:
             raise BillingUnavailableError("too_slow")
         with _errors_mapped():
             yield
+
+    def has_price(self, price_id: str) -> bool:
+        """Return whether there is such a price: if not, this is not the account that we sell in."""
+        try:
+            with self._asking():
+                self._v1.prices.retrieve(price_id)
+        except MissingAtStripeError:
+            return False
+        return True
 
     def create_customer(self, user_id: UUID, generation: int) -> str:
         """Return the id of the user's customer: the same one however often and from wherever it is asked for.
@@ -286,6 +296,15 @@ def _errors_mapped() -> Iterator[None]:
         raise _refused(error) from error
     except stripe.StripeError as error:
         raise _refused(error) from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # Whoever answers, it is not Stripe as we know it.
+        log.error("stripe_not_understood", reason=type(error).__name__, where=frames_of(error))  # noqa: TRY400
+        raise BillingUnavailableError("not_understood") from error
+
+
+def frames_of(error: Exception) -> list[str]:
+    """Return where an error comes from, for the log; its text may quote what Stripe has sent."""
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from chatapi.extensions import db, in_transaction
 from chatapi.subscriptions.closures import close_customer, is_closed
 from chatapi.subscriptions.customers import adopt_customer
 from chatapi.subscriptions.failures import reason_of
-from chatapi.subscriptions.gateway import PAGE, StripeGateway, gateway
+from chatapi.subscriptions.gateway import PAGE, CustomerMissingError, StripeGateway, gateway
 from chatapi.subscriptions.models import Subscription
 from chatapi.subscriptions.remote import RemoteSubscription
 from chatapi.subscriptions.sync import Outcome, columns_of, grant, is_ours, sync_customer
@@ -34,7 +34,7 @@ RETRY_SECONDS = 300
 log = structlog.get_logger(__name__)
 
 
-GIVE_UP_AFTER = 20
+GIVE_UP_AFTER = 3
 """So many customers in a row who cannot be read are not to blame themselves."""
 
 
@@ -73,7 +73,7 @@ _FINISH = text("""
 _FAIL = text("""
     UPDATE billing_reconciliation
     SET due_at = now() + make_interval(secs => :seconds), not_before = now() + make_interval(secs => :seconds),
-        total_drifted = total_drifted + :drifted
+        total_drifted = total_drifted + :drifted, failed = :failed
 """)
 
 # Accounts whose tier is not that of their subscriptions, subscriptions that Stripe did not show, and checkouts that
@@ -129,7 +129,7 @@ def _run(stripe: StripeGateway) -> Report:
     try:
         _compare(stripe, report)
     except Exception:
-        in_transaction(lambda: db.session.execute(_FAIL, {"seconds": RETRY_SECONDS, "drifted": report.drifted}))
+        in_transaction(lambda: db.session.execute(_FAIL, {**asdict(report), "seconds": RETRY_SECONDS}))
         raise
     in_transaction(lambda: db.session.execute(_FINISH, {**asdict(report), "seconds": EVERY_SECONDS}))
     log.info("reconciled", **asdict(report))
@@ -178,8 +178,10 @@ def _repair_all(stripe: StripeGateway, suspects: Mapping[str, Sequence[RemoteSub
             _repair(stripe, customer_id, remotes, report)
             in_a_row = 0
         except Exception as error:
-            report.failed, in_a_row = report.failed + 1, in_a_row + 1
+            report.failed += 1
             log.error("customer_failed", customer=customer_id, reason=reason_of(error))  # noqa: TRY400
+            # Stripe has answered about those that it does not know.
+            in_a_row = 0 if isinstance(error, CustomerMissingError) else in_a_row + 1
             if in_a_row == GIVE_UP_AFTER:
                 raise
 

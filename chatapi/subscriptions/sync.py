@@ -93,11 +93,13 @@ _UPSERT = text("""
     RETURNING id
 """)
 
+# But for one that somebody is making, or has made since it was read.
 _FORGET_CHECKOUT = text("""
     UPDATE billing_customers
     SET checkout_key = NULL, checkout_session_id = NULL, checkout_url = NULL, checkout_terms = NULL,
         checkout_expires_at = NULL
-    WHERE user_id = :user_id AND checkout_key = :key
+    WHERE user_id = :user_id AND checkout_key = :key AND checkout_session_id IS NOT DISTINCT FROM :session_id
+      AND (checkout_claimed_until IS NULL OR checkout_claimed_until < clock_timestamp())
 """)
 
 _WRITE_TIER = text("""
@@ -193,13 +195,14 @@ def _row(user_id: UUID, one: Fetched) -> dict[str, Any]:
 
 def _close_checkout(stripe: StripeGateway, user_id: UUID, customer_id: str) -> None:
     """Let nobody pay twice, in a page that is still open somewhere. What fails is left to the next reading."""
-    query = select(BillingCustomer.checkout_key).where(BillingCustomer.user_id == user_id)
-    key = in_transaction(lambda: db.session.scalar(query))
-    if key is None:
+    query = select(BillingCustomer.checkout_key, BillingCustomer.checkout_session_id)
+    checkout = in_transaction(lambda: db.session.execute(query.where(BillingCustomer.user_id == user_id)).one_or_none())
+    if checkout is None or checkout.checkout_key is None:
         return
     try:
         stripe.expire_checkouts(customer_id)
     except BillingUnavailableError:
         log.warning("checkout_left_open", customer=customer_id)
     else:
-        in_transaction(lambda: db.session.execute(_FORGET_CHECKOUT, {"user_id": user_id, "key": key}))
+        closed = {"user_id": user_id, "key": checkout.checkout_key, "session_id": checkout.checkout_session_id}
+        in_transaction(lambda: db.session.execute(_FORGET_CHECKOUT, closed))

@@ -190,7 +190,7 @@ def test_closure_stays_due_when_stripe_answers_what_nobody_understands(billing: 
         held.find("subscription", subscription_id)["items"] = items
 
     (closure,) = closure_of(billing, customer)
-    assert closure.last_error == "unexpected_error"  # type: ignore[attr-defined]
+    assert closure.last_error == "billing_unavailable"  # type: ignore[attr-defined]
     billing.work()
     assert held.find("subscription", subscription_id)["status"] == "canceled"
 
