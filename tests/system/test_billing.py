@@ -199,6 +199,7 @@ def test_whoever_comes_back_from_paying_sees_pro_though_the_message_is_late(
     assert tier_of(someone) == "pro"
 
 
+@pytest.mark.slow
 def test_account_is_erased_while_stripe_is_away_and_its_subscription_ends_later(
     system: System, someone: Account, stripe: StripeStandin
 ) -> None:
@@ -214,6 +215,7 @@ def test_account_is_erased_while_stripe_is_away_and_its_subscription_ends_later(
     wait_for(lambda: not system.rows("SELECT 1 FROM billing_closures WHERE due_at IS NOT NULL"), seconds=30)
 
 
+@pytest.mark.slow
 def test_hanging_stripe_keeps_nobody_else_waiting(
     system: System, someone: Account, sign_in: Callable[..., Account], stripe: StripeStandin
 ) -> None:

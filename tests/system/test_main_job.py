@@ -67,6 +67,7 @@ def test_prompt_is_accepted_and_answered_later_when_valkey_is_killed(system: Sys
     assert len(system.services.gemini.requests) == 5
 
 
+@pytest.mark.slow
 def test_prompt_is_accepted_and_answered_later_when_valkey_hangs(system: System, someone: Account) -> None:
     room_id = someone.open_room(title="main job")
     pid = system.services.valkey_process.pid or 0
@@ -83,6 +84,7 @@ def test_prompt_is_accepted_and_answered_later_when_valkey_hangs(system: System,
     assert [reply["status"] for reply in replies] == ["completed"] * 5
 
 
+@pytest.mark.slow
 def test_prompts_are_answered_when_the_queue_was_flushed(system: System, someone: Account) -> None:
     system["worker"].stop()
     room_id = someone.open_room(title="main job")

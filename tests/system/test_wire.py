@@ -84,7 +84,7 @@ def test_request_that_no_application_sees_is_refused_in_the_envelope(
     assert headers["x-request-id"]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("stop", [pytest.param(signal.SIGSTOP, marks=pytest.mark.slow), signal.SIGKILL])
 def test_no_request_fails_when_redis_goes_away_under_load(system: System, someone: Account, stop: int) -> None:
     room_id = someone.open_room()
     pid = system.services.valkey_process.pid or 0
