@@ -57,6 +57,8 @@ def stream_reply(
         return _ending(follower, reply, show), lambda: None
     room = waiting_room()
     if not room.enter():
+        if room.is_closing:  # Its end at once has readers come back, to a process that stays.
+            return iter((PING,)), lambda: None
         raise TooBusyError(retry_after=RETRY_AFTER_SECONDS)
     metrics.stream_opened()
 

@@ -239,9 +239,11 @@ def test_streams_end_and_nobody_waits_when_the_process_is_asked_to_stop(
     with meanwhile(stop):
         streamed = account.call("GET", f"/chatroom/{room_id}/message/{reply_id}/stream")
     began_at = time.monotonic()
+    late = account.call("GET", f"/chatroom/{room_id}/message/{reply_id}/stream")
     sent = send(account, room_id, "another", "wait=30")
 
     assert events_in(streamed.text) == []
+    assert (late.status_code, late.text) == (200, ": ping\n\n")  # Its reader comes back, to another process.
     assert sent.get_json()["ai_message"]["status"] == "pending"
     assert time.monotonic() - began_at < 5
 
