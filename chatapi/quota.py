@@ -58,6 +58,17 @@ _REFUND = text("""
     WHERE number_hash = (SELECT number_hash FROM users WHERE id = :user_id) AND day = :day AND used > 0
 """)
 
+_LOCK_CHARGE = text("""
+    SELECT FROM daily_usage
+    WHERE (number_hash, day) = (
+        SELECT account.number_hash, message.charged_day
+        FROM messages AS message
+        JOIN chatrooms AS room ON room.id = message.room_id JOIN users AS account ON account.id = room.user_id
+        WHERE message.id = :message_id
+    )
+    FOR UPDATE
+""")
+
 _USED_TODAY = text("""
     SELECT coalesce((
         SELECT used FROM daily_usage
@@ -82,6 +93,11 @@ def consume(user_id: UUID, number_hash: bytes) -> date:
 def refund(user_id: UUID, day: date) -> None:
     """Give one prompt back to the day it was taken from. The caller sees to it that it happens once."""
     db.session.execute(_REFUND, {"user_id": user_id, "day": day})
+
+
+def lock_charge(message_id: UUID) -> None:
+    """Lock the usage that a message was charged to, if any, before what comes after it in the order of locks."""
+    db.session.execute(_LOCK_CHARGE, {"message_id": message_id})
 
 
 def used_today(user_id: UUID) -> int:

@@ -8,6 +8,7 @@ the job, one can.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, cast
@@ -115,11 +116,7 @@ def lease_of(row: Any) -> Lease:
     )
 
 
-def seize_lease(message_id: UUID) -> Lease | None:
-    """Take the job of a reply, whoever holds it, in order to end it; None when it has ended.
-
-    To be committed before `conclude`, which locks what comes before the message.
-    """
+def _seize_lease(message_id: UUID) -> Lease | None:
     row = db.session.execute(_SEIZE, {"message_id": message_id, "lease_seconds": LEASE_SECONDS}).one_or_none()
     return None if row is None else lease_of(row)
 
@@ -149,6 +146,22 @@ def end_reply(lease: Lease, ending: Ending) -> bool:
     return cast("CursorResult[Any]", deleted).rowcount == 1
 
 
+def seize_and_end(message_id: UUID, ending_of: Callable[[Lease], Ending]) -> tuple[Lease, Ending] | None:
+    """Take the job of a reply from whoever holds it, and end it with what `ending_of` says; None when it has ended.
+
+    The caller commits, and then says `announce_end`. Both are one transaction: of many who do this at once the first
+    ends the reply, where a lease taken in a transaction of its own would go from one to the next without end.
+    """
+    # As a prompt may be given back, and usage comes before message and job in the order that holds everywhere.
+    quota.lock_charge(message_id)
+    lease = _seize_lease(message_id)
+    if lease is None:
+        return None
+    ending = ending_of(lease)
+    end_reply(lease, ending)
+    return lease, ending
+
+
 def conclude(lease: Lease, ending: Ending) -> bool:
     """End a reply, commit, tell all who wait for it, and ring for the next of the room; False if the lease was lost."""
 
@@ -161,6 +174,12 @@ def conclude(lease: Lease, ending: Ending) -> bool:
     except LeaseLostError:
         log.warning("late_reply_refused", reply_id=str(lease.message_id))
         return False
+    announce_end(lease, ending)
+    return True
+
+
+def announce_end(lease: Lease, ending: Ending) -> None:
+    """Tell all who wait for a reply that its end is committed, and ring for the next of the room."""
     log.info(
         "reply_ended",
         reply_id=str(lease.message_id),
@@ -176,4 +195,3 @@ def conclude(lease: Lease, ending: Ending) -> bool:
     waiting = db.session.scalar(_NEXT_IN_ROOM, {"room_id": lease.room_id})
     if waiting is not None:
         ring_reply(waiting)
-    return True

@@ -16,7 +16,7 @@ from sqlalchemy import Row, select, text
 from chatapi.admission import waiting_room
 from chatapi.breaker import CircuitOpenError
 from chatapi.chatrooms import service
-from chatapi.chatrooms.endings import Ending, Lease, conclude, seize_lease
+from chatapi.chatrooms.endings import Ending, Lease, announce_end, seize_and_end
 from chatapi.chatrooms.live import BEGINNING, QUICK_WAIT_SECONDS, live_replies
 from chatapi.chatrooms.models import Message
 from chatapi.chatrooms.prompts import NotAReplyError
@@ -26,6 +26,9 @@ from chatapi.extensions import db, in_transaction
 WORKER_SECONDS = 2.0
 """How long the worker has to end a reply that is to be stopped."""
 LOOK_AGAIN_SECONDS = 0.2
+
+Streamed = tuple[int | None, str]
+"""The token of an attempt, None if any of what it streamed is missing, and its text."""
 
 log = structlog.get_logger(__name__)
 
@@ -80,22 +83,26 @@ def _await_worker(message_id: UUID) -> None:
 
 def _end_ourselves(message_id: UUID) -> Message:
     """Take the reply from whoever may hold it, and end it with what was streamed of it."""
-    while True:
-        lease = in_transaction(lambda: seize_lease(message_id))
-        if lease is not None:
-            conclude(lease, stopped(lease))
+    reply = None
+    while reply is None:
+        _stop_now(message_id, streamed_text(message_id))
         reply = _final(message_id)
-        if reply is not None:
-            return reply
+    return reply
 
 
-def stopped(lease: Lease) -> Ending:
+def _stop_now(message_id: UUID, streamed: Streamed) -> None:
+    ended = in_transaction(lambda: seize_and_end(message_id, lambda lease: stopped(lease, streamed)))
+    if ended is not None:
+        announce_end(*ended)
+
+
+def stopped(lease: Lease, streamed: Streamed) -> Ending:
     """Return the end of a reply that is stopped by another than its worker: what was streamed of it is its text."""
-    token, content = streamed_text(lease.message_id)
+    token, content = streamed
     return Ending("stopped", content=content, text_token=token, gives_prompt_back=lease.attempt == 0)
 
 
-def streamed_text(message_id: UUID) -> tuple[int | None, str]:
+def streamed_text(message_id: UUID) -> Streamed:
     """Return what the newest attempt has streamed so far, and its token; None if any of it is missing."""
     token, content, is_whole = 0, "", True
     try:

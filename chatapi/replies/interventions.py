@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from chatapi.auth import audit
 from chatapi.auth.models import AuditEvent
-from chatapi.chatrooms.endings import Ending, Lease, conclude, seize_lease
+from chatapi.chatrooms.endings import Ending, Lease, announce_end, seize_and_end
 from chatapi.chatrooms.prompts import ring_reply
 from chatapi.extensions import db, in_transaction
 
@@ -82,16 +82,15 @@ def fail_reply(reply_id: UUID, reason: str) -> None:
     such reply, or when it has ended.
     """
 
-    def seize() -> tuple[Lease, AuditEvent]:
+    def work() -> tuple[tuple[Lease, Ending], AuditEvent]:
         found = _find(reply_id)
-        lease = seize_lease(reply_id)
-        if lease is None:
+        ended = seize_and_end(reply_id, lambda _: Ending(status="failed", error=reason, gives_prompt_back=True))
+        if ended is None:
             raise RefusedError(f"The reply {reply_id} has ended, and stays as it is.")
-        return lease, audit.record("reply_failed", found.number_hash, reply_id=str(reply_id), reason=reason)
+        return ended, audit.record("reply_failed", found.number_hash, reply_id=str(reply_id), reason=reason)
 
-    lease, event = in_transaction(seize)
-    if not conclude(lease, Ending(status="failed", error=reason, gives_prompt_back=True)):
-        raise RefusedError(f"The reply {reply_id} was ended by somebody else at the same moment.")
+    ended, event = in_transaction(work)
+    announce_end(*ended)
     audit.announce(event)
 
 

@@ -24,7 +24,7 @@ from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE, read_lengths, ring
 from chatapi.chatrooms.endings import Ending, conclude
 from chatapi.chatrooms.idempotency import prune_keys
 from chatapi.chatrooms.prompts import REPLIES_QUEUE, ring_reply
-from chatapi.chatrooms.stops import stopped
+from chatapi.chatrooms.stops import stopped, streamed_text
 from chatapi.extensions import db, in_batches, in_transaction
 from chatapi.replies.jobs import seize_overdue, take_due_jobs
 from chatapi.subscriptions.closures import CLOSE_CUSTOMER, take_due_closures
@@ -112,7 +112,7 @@ def end_overdue() -> int:
     max_age = current_app.config["REPLY_MAX_AGE_SECONDS"]
     while seized := in_transaction(lambda: seize_overdue(BATCH, max_age, STOP_GRACE_SECONDS)):
         for lease, is_to_stop in seized:
-            conclude(lease, stopped(lease) if is_to_stop else _too_old())
+            conclude(lease, stopped(lease, streamed_text(lease.message_id)) if is_to_stop else _too_old())
         ended += len(seized)
     return ended
 

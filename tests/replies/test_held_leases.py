@@ -11,7 +11,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import event
 
-from chatapi.chatrooms.endings import Ending, Lease, conclude, seize_lease
+from chatapi.chatrooms.endings import Ending, Lease, conclude, seize_and_end
 from chatapi.extensions import db, in_transaction
 from chatapi.replies import jobs
 from chatapi.replies.leases import HeldLease, LeaseKeeper
@@ -121,16 +121,19 @@ def test_only_the_call_under_way_is_cancelled(lease: Lease) -> None:
     assert (over.is_cancelled, under_way.is_cancelled) == (False, True)
 
 
-def test_lease_that_was_seized_cannot_end_the_reply(app: Flask, lease: Lease) -> None:
+def test_reply_that_was_seized_and_ended_cannot_be_ended_by_its_holder(app: Flask, lease: Lease) -> None:
+    seized: list[Lease] = []
+
+    def stopped(taken: Lease) -> Ending:
+        seized.append(taken)
+        return Ending("stopped", content="so far")
+
     with app.app_context():
-        seized = in_transaction(lambda: seize_lease(lease.message_id))
-        assert seized is not None
-        assert (seized.attempt, seized.token > lease.token) == (1, True)
+        assert in_transaction(lambda: seize_and_end(lease.message_id, stopped)) is not None
+        assert [(taken.attempt, taken.token > lease.token) for taken in seized] == [(1, True)]
 
         assert not conclude(lease, Ending("completed", content="late", text_token=lease.token))
-        assert conclude(seized, Ending("stopped", content="so far"))
-        assert not conclude(seized, Ending("stopped", content="again"))
-        assert in_transaction(lambda: seize_lease(lease.message_id)) is None
+        assert in_transaction(lambda: seize_and_end(lease.message_id, stopped)) is None
 
 
 def test_all_leases_are_renewed_by_one_statement_and_not_after(
