@@ -22,8 +22,6 @@ from chatapi.chatrooms.live import live_replies
 from chatapi.chatrooms.prompts import ring_reply
 from chatapi.extensions import db, in_transaction
 
-LEASE_SECONDS = 30
-
 log = structlog.get_logger(__name__)
 
 
@@ -76,15 +74,14 @@ LEASE_COLUMNS = """
 """
 """What `lease_of` reads, of a job that was just taken and the reply's message."""
 
-# The message is locked before the job, in the order that holds everywhere. No attempt is counted: this is not one.
+# The message is locked before the job, in the order that holds everywhere. No attempt is counted: this is not one; and
+# no time is set, as the job goes in the same transaction.
 _SEIZE = text(f"""
     WITH reply AS (
         SELECT id, charged_day FROM messages WHERE id = :message_id FOR UPDATE
     ), job AS (
         UPDATE reply_jobs
-        SET lease_token = nextval('reply_lease_token'),
-            lease_expires_at = clock_timestamp() + make_interval(secs => :lease_seconds),
-            ring_at = clock_timestamp() + make_interval(secs => :lease_seconds)
+        SET lease_token = nextval('reply_lease_token')
         WHERE message_id = (SELECT id FROM reply)
         RETURNING *
     )
@@ -117,7 +114,7 @@ def lease_of(row: Any) -> Lease:
 
 
 def _seize_lease(message_id: UUID) -> Lease | None:
-    row = db.session.execute(_SEIZE, {"message_id": message_id, "lease_seconds": LEASE_SECONDS}).one_or_none()
+    row = db.session.execute(_SEIZE, {"message_id": message_id}).one_or_none()
     return None if row is None else lease_of(row)
 
 

@@ -11,9 +11,10 @@ from uuid import UUID
 
 from sqlalchemy import CursorResult, text
 
-from chatapi.chatrooms.endings import LEASE_COLUMNS, LEASE_SECONDS, Lease, lease_of
+from chatapi.chatrooms.endings import LEASE_COLUMNS, Lease, lease_of
 from chatapi.extensions import db
 
+LEASE_SECONDS = 30
 RENEW_EVERY_SECONDS = 10
 
 FIRST_RING_SECONDS = 5

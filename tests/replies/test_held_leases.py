@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
 import pytest
 from flask import Flask
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from chatapi.chatrooms.endings import Ending, Lease, conclude, seize_and_end
 from chatapi.extensions import db, in_transaction
@@ -27,6 +28,14 @@ LOSSES = {
 }
 STOP = "UPDATE reply_jobs SET stop_requested_at = now() WHERE message_id = :id"
 REMAINING = "SELECT extract(epoch FROM lease_expires_at - now())::float AS s FROM reply_jobs WHERE message_id = :id"
+
+LOCK_USAGE = """
+    SELECT FROM daily_usage AS usage JOIN users USING (number_hash) JOIN reply_jobs AS job ON job.user_id = users.id
+    WHERE job.message_id = :id FOR UPDATE OF usage
+"""
+WAITING = (
+    "SELECT count(*) AS waiting FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+)
 
 
 @pytest.fixture
@@ -134,6 +143,43 @@ def test_reply_that_was_seized_and_ended_cannot_be_ended_by_its_holder(app: Flas
 
         assert not conclude(lease, Ending("completed", content="late", text_token=lease.token))
         assert in_transaction(lambda: seize_and_end(lease.message_id, stopped)) is None
+
+
+def test_reply_has_one_end_when_a_second_seizes_it_before_the_first_has_ended_it(app: Flask, lease: Lease) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        second: list[Future[Any]] = []
+
+        def stopped(taken: Lease) -> Ending:
+            if not second:
+                second.append(pool.submit(seize))
+                time.sleep(0.2)
+                assert not second[0].done()
+            return Ending("stopped", content="so far")
+
+        def seize() -> Any:
+            with app.app_context():
+                return in_transaction(lambda: seize_and_end(lease.message_id, stopped))
+
+        assert seize() is not None
+        assert second[0].result() is None
+
+
+def test_usage_is_locked_before_the_reply_when_it_is_seized(app: Flask, lease: Lease, sql: Callable[..., Any]) -> None:
+    """Whoever ends it with its lease has locked them in that order; the other way round is a deadlock."""
+
+    def seize() -> Any:
+        with app.app_context():
+            return in_transaction(lambda: seize_and_end(lease.message_id, lambda _: Ending("stopped")))
+
+    with ThreadPoolExecutor(1) as pool, app.app_context(), db.engine.begin() as other:
+        used = other.execute(text(LOCK_USAGE), {"id": lease.message_id}).all()
+        assert len(used) == 1
+        seizing = pool.submit(seize)
+        wait_for(lambda: sql(WAITING).waiting == 1, SOON_SECONDS, every=0.02)
+
+        other.execute(text("SELECT FROM messages WHERE id = :id FOR UPDATE NOWAIT"), {"id": lease.message_id})
+        other.rollback()
+        assert seizing.result() is not None
 
 
 def test_all_leases_are_renewed_by_one_statement_and_not_after(
