@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from queue import Queue
 from uuid import UUID, uuid4
 
 import pytest
@@ -242,6 +243,40 @@ def test_worker_ends_soon_when_it_is_idle(queue_app: Flask) -> None:
         began = time.monotonic()
         worker.stop()
         assert time.monotonic() - began < 2.5
+
+
+def test_ending_worker_waits_for_what_is_in_work_when_it_has_many_threads(queue_app: Flask) -> None:
+    slow, at_work = Log(), Queue[threading.Thread]()
+    slow.hold()
+
+    def work(row_id: UUID) -> None:
+        at_work.put(threading.current_thread())
+        slow(row_id)
+
+    with working(queue_app, work, threads=128) as worker, ThreadPoolExecutor() as pool:
+        rung()
+        last = at_work.get(timeout=5)
+        worker.workers.remove(last)
+        worker.workers.append(last)
+        stopped = pool.submit(worker.stop, 10_000)
+        wait_for(lambda: not any(thread.is_alive() for thread in worker.workers[:-1]), seconds=5, every=0.01)
+        time.sleep(0.5)
+        assert not stopped.done()
+        slow.go_on.set()
+        stopped.result(timeout=5)
+        assert not last.is_alive()
+
+
+def test_ending_worker_waits_for_no_longer_than_it_may(queue_app: Flask) -> None:
+    slow = Log()
+    slow.hold()
+    with working(queue_app, slow) as worker:
+        in_work = rung()
+        wait_for(lambda: in_work in slow.done, every=0.002)
+        began = time.monotonic()
+        worker.stop(1500)
+        assert 1.4 < time.monotonic() - began < 4
+        slow.go_on.set()
 
 
 def test_delayed_message_is_refused(queue_app: Flask) -> None:
