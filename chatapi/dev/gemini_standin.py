@@ -18,7 +18,8 @@ the head), drip (a blank now and then, for ever), cut (closes within the body, a
 empty (no candidate), empty_text (a candidate without parts), blocked (the prompt), safety (the reply), max_tokens,
 no_finish (no finishReason), bad_json, error_in_stream, too_long.
 
-A recorded request has `was_left` from the moment its client closes the connection while the answer is under way.
+A recorded request has `was_left` from the moment its client closes the connection while the answer is under way, and
+`is_open` until it is answered.
 
 Run it with `python -m chatapi.dev.gemini_standin --port N`.
 """
@@ -64,6 +65,7 @@ class RecordedRequest:
     body: Any
     headers: dict[str, str]
     was_left: bool = False
+    is_open: bool = True
 
 
 class GeminiStandin:
@@ -191,7 +193,7 @@ class _Handler(StandinHandler):
                 self.is_left = True
                 raise
             finally:
-                request.was_left = self.is_left
+                request.was_left, request.is_open = self.is_left, False
         else:
             self._send_not_found()
 

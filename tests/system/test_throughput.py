@@ -68,15 +68,15 @@ def test_worker_keeps_a_hundred_replies_in_flight(system: System, someone: Accou
     fill(system, someone, 1000)
     wait_for(lambda: count_in_flight(system) >= 100, every=0.05, seconds=60)
 
-    began, completed, in_flight = time.monotonic(), count_completed(system, someone), []
+    began, in_flight, asked = time.monotonic(), [], []
     while time.monotonic() < began + 3 * at_the_model:
         in_flight.append(count_in_flight(system))
+        asked.append(sum(request.is_open for request in system.services.gemini.requests))
         time.sleep(0.2)
-    rate = (count_completed(system, someone) - completed) / (time.monotonic() - began)
 
     assert statistics.median(in_flight) >= 100, in_flight
-    # A lease alone may wait for something else: how many were at the model at a time, by Little's law.
-    assert rate * at_the_model > 80, rate
+    # A lease alone may wait for something else.
+    assert statistics.mean(asked) > 80, asked
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
