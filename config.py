@@ -17,6 +17,7 @@ from marshmallow.validate import OneOf, Range
 
 from config_billing import Words, faults_of_billing, front_end, secret_key
 from config_models import ModelList, fault_of_default, model_name, models_or_one
+from config_network import Hosts, Origins, trusted_hosts
 
 ROOT = Path(__file__).resolve().parent
 DATA_DIR = ROOT / ".data"
@@ -25,6 +26,9 @@ MIN_SECRET_BYTES = 32
 """RFC 7518, section 3.2: an HS256 key is at least as long as its hash."""
 
 MIN_DISTINCT_CHARACTERS = 8
+
+MIN_METRICS_TOKEN = 16
+"""Nothing bounds how often somebody may try one."""
 
 WELL_KNOWN_SECRETS = ("secret", "changeme", "change-me", "your-", "your_", "jwt-secret", "jwt_secret", "example")
 """How secrets begin that were copied from somebody's example."""
@@ -59,8 +63,10 @@ class Url(fields.String):
         try:
             parts = urlsplit(url)
             _ = parts.port
-        except ValueError as error:
-            raise ValidationError(f"is not a URL ({error})") from None
+        except ValueError:  # Its text may quote a piece of a password.
+            raise ValidationError(
+                "is not a URL; in passwords, / is written %2F, and so is whatever means something"
+            ) from None
         if parts.scheme not in self.schemes:
             raise ValidationError(f"must begin with {' or '.join(f'{name}://' for name in self.schemes)}")
         if parts.scheme in ("http", "https") and not parts.hostname:
@@ -68,6 +74,25 @@ class Url(fields.String):
         if parts.scheme in ("redis", "rediss") and not re.fullmatch(r"(/[0-9]{0,5})?", parts.path):
             raise ValidationError("must end in the number of a database, or in nothing")
         return url
+
+
+class Folder(fields.String):
+    """A folder that is there or can be made, and that this user can write to."""
+
+    def __init__(self) -> None:
+        super().__init__(load_default=None)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        name = str(super()._deserialize(value, attr, data, **kwargs))
+        try:
+            there = next(path for path in (Path(name).absolute(), *Path(name).absolute().parents) if path.exists())
+        except (OSError, ValueError) as error:
+            raise ValidationError(f"names a folder that cannot be made ({type(error).__name__})") from None
+        if not there.is_dir():
+            raise ValidationError(f"names a folder that cannot be made: {there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ValidationError(f"names a folder that this user cannot write to: {there}")
+        return name
 
 
 class Count(fields.Integer):
@@ -95,6 +120,9 @@ class SettingsSchema(Schema):
     PORT = Count(5000, most=65535)
     PUBLIC_URL = Url(("http", "https"), load_default=None)
     FRONTEND_URL = Url(("http", "https"), load_default=None, validate=front_end)
+    TRUSTED_HOSTS = Hosts()
+    TRUSTED_PROXIES = Count(0, least=0, most=10)
+    CORS_ORIGINS = Origins()
 
     DATABASE_URL = Url(("postgresql", "postgres", "postgresql+psycopg2"), load_default=None)
     DATABASE_DIRECT_URL = Url(("postgresql", "postgres", "postgresql+psycopg2"), load_default=None)
@@ -140,6 +168,8 @@ class SettingsSchema(Schema):
     )
 
     METRICS_TOKEN = fields.String(load_default=None)
+    PROMETHEUS_MULTIPROC_DIR = Folder()
+    LOG_DIR = Folder()
     LOG_LEVEL = fields.String(load_default="info", validate=_one_of("debug", "info", "warning", "error"))
     WEB_CONCURRENCY = Count(2, most=1024)
     WEB_THREADS = Count(16, most=1024)
@@ -193,6 +223,12 @@ class SettingsSchema(Schema):
         secret = settings["JWT_SECRET"] or ""
         if fault := _fault_of_secret(secret):
             faults["JWT_SECRET"] = fault
+        if "*" in settings.get("CORS_ORIGINS", ()):
+            faults["CORS_ORIGINS"] = "is *, which lets every web site in; name the origins of your front ends"
+        if 0 < len(settings.get("METRICS_TOKEN") or "") < MIN_METRICS_TOKEN:
+            faults["METRICS_TOKEN"] = (
+                f"has fewer than {MIN_METRICS_TOKEN} characters; make one with `openssl rand -hex 32`"
+            )
         faults.update(faults_of_billing(settings))
         if faults:
             raise ValidationError(faults)
@@ -260,6 +296,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
     settings["GEMINI_MODELS"] = models_or_one(settings["GEMINI_MODELS"], settings["GEMINI_MODEL"])
     settings["GEMINI_MODEL"] = settings["GEMINI_MODEL"] or settings["GEMINI_MODELS"][0]["alias"]
     settings["STAND_INS"] = [name.strip() for name in settings["STAND_INS"].split(",") if name.strip()]
+    if settings["APP_ENV"] == "production":
+        settings["TRUSTED_HOSTS"] = trusted_hosts(settings["TRUSTED_HOSTS"], settings["PUBLIC_URL"])
     settings["CACHE_REDIS_URL"] = settings["CACHE_REDIS_URL"] or settings["REDIS_URL"]
     settings["RATE_LIMIT_REDIS_URL"] = settings["RATE_LIMIT_REDIS_URL"] or settings["REDIS_URL"]
     settings["HOST"] = settings["HOST"] or ("127.0.0.1" if settings["APP_ENV"] == "development" else "0.0.0.0")  # noqa: S104 - a container's address is not known beforehand

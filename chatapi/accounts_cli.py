@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import click
-from flask.cli import AppGroup
-from marshmallow import ValidationError
 from sqlalchemy import func, select
-from sqlalchemy.exc import OperationalError
 
 from chatapi.auth import audit, limits
 from chatapi.auth.delivery import prune_outbox
@@ -20,48 +16,22 @@ from chatapi.auth.otp import OTP_TTL_SECONDS, make_code, prune_codes
 from chatapi.auth.sessions import end_sessions
 from chatapi.extensions import db, in_batches, in_transaction
 from chatapi.keys import hash_number
-from chatapi.logs import logs_to_stderr
-from chatapi.schemas import MobileNumber, rfc3339
+from chatapi.schemas import rfc3339
+from chatapi.terminal import NUMBER, Group, as_json, examples
 from chatapi.users.erase import erase_account
 from chatapi.users.service import read_profile
 
-
-@contextmanager
-def at_terminal() -> Iterator[None]:
-    """Keep logs off standard output, and say in a sentence that the database is away."""
-    with logs_to_stderr():
-        try:
-            yield
-        except OperationalError:
-            db.session.rollback()
-            raise click.ClickException("PostgreSQL does not answer: is DATABASE_URL right, and is it up?") from None
-
-
-class NumberType(click.ParamType[str]):
-    """A mobile number, in its one canonical form."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return `value` as `+` and digits."""
-        try:
-            return str(MobileNumber().deserialize(value))
-        except ValidationError as error:
-            self.fail(" ".join(error.messages), param, ctx)
-
-
-NUMBER = NumberType()
 PURPOSES = click.Choice(["login", "verification", "password_reset"])
 
-user_commands = AppGroup("user", help="Show and change accounts, by their mobile number.")
-otp_commands = AppGroup("otp", help="One-time codes.")
-as_json = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+user_commands = Group("user", help="Show and change accounts, by their mobile number.")
+otp_commands = Group("otp", help="Make one-time codes for people, and delete old ones.")
+
+WHOSE = click.argument("number", type=NUMBER, help="The account's mobile number: + and digits, or the digits alone.")
 
 
-@user_commands.command("show")
-@click.argument("number", type=NUMBER)
+@user_commands.command("show", epilog=examples("flask user show +12025550100", "flask user show 12025550100 --json"))
+@WHOSE
 @as_json
-@at_terminal()
 def show_user(number: str, is_json: bool) -> None:
     """Show the account of NUMBER, and what was done to it from here."""
     shown = in_transaction(lambda: _describe(_find(number)))
@@ -75,9 +45,8 @@ def show_user(number: str, is_json: bool) -> None:
         click.echo(f"{event['at']}  {event['action']} by {event['actor']}")
 
 
-@user_commands.command("disable")
-@click.argument("number", type=NUMBER)
-@at_terminal()
+@user_commands.command("disable", epilog=examples("flask user disable +12025550100"))
+@WHOSE
 def disable_user(number: str) -> None:
     """Keep the account of NUMBER from being used; its tokens die at once."""
 
@@ -90,9 +59,8 @@ def disable_user(number: str) -> None:
     click.echo(f"{number} is disabled, and its sessions have ended.")
 
 
-@user_commands.command("enable")
-@click.argument("number", type=NUMBER)
-@at_terminal()
+@user_commands.command("enable", epilog=examples("flask user enable +12025550100"))
+@WHOSE
 def enable_user(number: str) -> None:
     """Let the account of NUMBER be used again, after a new sign-in."""
 
@@ -103,10 +71,11 @@ def enable_user(number: str) -> None:
     click.echo(f"{number} is enabled.")
 
 
-@user_commands.command("delete")
-@click.argument("number", type=NUMBER)
+@user_commands.command(
+    "delete", epilog=examples("flask user delete +12025550100", "flask user delete +12025550100 --yes")
+)
+@WHOSE
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@at_terminal()
 def delete_user(number: str, yes: bool) -> None:
     """Erase the account of NUMBER with its rooms and messages, as its owner could."""
     if not yes:
@@ -116,11 +85,13 @@ def delete_user(number: str, yes: bool) -> None:
     click.echo(f"The account of {number} is erased.")
 
 
-@otp_commands.command("issue")
-@click.argument("number", type=NUMBER)
-@click.option("--purpose", type=PURPOSES, default="login", show_default=True)
+@otp_commands.command(
+    "issue",
+    epilog=examples("flask otp issue +12025550100", "flask otp issue +12025550100 --purpose password_reset --json"),
+)
+@WHOSE
+@click.option("--purpose", type=PURPOSES, default="login", show_default=True, help="What the code is good for.")
 @as_json
-@at_terminal()
 def issue_otp(number: str, purpose: Any, is_json: bool) -> None:
     """Make a code for NUMBER and print it, for somebody whose codes do not arrive.
 
@@ -146,9 +117,8 @@ def issue_otp(number: str, purpose: Any, is_json: bool) -> None:
         click.echo(f"{code} is the {purpose} code of {number} for the next {OTP_TTL_SECONDS // 60} minutes.")
 
 
-@otp_commands.command("prune")
+@otp_commands.command("prune", epilog=examples("flask otp prune --json"))
 @as_json
-@at_terminal()
 def prune_otp(is_json: bool) -> None:
     """Delete codes that are used or past their life. The sweeper does so every minute."""
     deleted = {"codes": in_batches(prune_codes), "undelivered": in_batches(prune_outbox)}

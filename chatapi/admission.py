@@ -12,18 +12,19 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from flask import Flask, current_app, request
 from werkzeug.wsgi import ClosingIterator
 
-from chatapi.parsing import max_body_bytes
+from chatapi import metrics
+from chatapi.arrival import MAX_DIGITS
+from chatapi.parsing import MAX_WEBHOOK_BYTES, max_body_bytes
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 PERMIT = "chatapi.permit"
-BODY_TIMEOUT_SECONDS = 15.0
 UNGATED = frozenset({"/health/live", "/health/ready", "/metrics"})
 """Who watches the service must be answered just when it is full."""
 
@@ -37,21 +38,26 @@ class Permit:
 
     def take(self) -> None:
         """Wait for a place."""
-        self._places.acquire()
+        if not self._places.acquire(blocking=False):
+            metrics.wait_begun()
+            self._places.acquire()
+            metrics.wait_ended()
         self._is_held = True
+        metrics.place_taken()
 
     def give_back(self) -> None:
         """Make room; harmless when it was done already."""
         if self._is_held:
             self._is_held = False
             self._places.release()
+            metrics.place_given_back()
 
 
 class RequestGate:
     """WSGI middleware that lets `most` ordinary requests run at once; the others wait their turn.
 
-    A body is read before its request takes a place: otherwise a few clients that announce one and send nothing would
-    keep everybody out. They hold a spare thread, and no longer than `BODY_TIMEOUT_SECONDS` without a byte.
+    A body is read before its request takes a place: otherwise, on a server that calls the application before the body
+    has arrived, a few clients that announce one and send nothing would keep everybody out.
     """
 
     def __init__(self, application: WSGIApplication, most: int) -> None:
@@ -61,8 +67,7 @@ class RequestGate:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] in UNGATED:
             return self._application(environ, start_response)
-        if not _receive_body(environ):
-            start_response = _closing(start_response)
+        _receive_body(environ)
         permit = environ[PERMIT] = Permit(self._places)
         permit.take()
         try:
@@ -81,40 +86,25 @@ class _CutBody:
         raise TimeoutError("The body did not arrive")
 
 
-def _closing(start_response: StartResponse) -> StartResponse:
-    """Return what has the server close the connection after the answer: nobody knows where the next request begins."""
+def _receive_body(environ: WSGIEnvironment) -> None:
+    """Take the request's body off the connection; whoever reads it finds out if it did not arrive.
 
-    def start(status: str, headers: list[tuple[str, str]], *exception: Any) -> Any:
-        return start_response(status, [*headers, ("Connection", "close")], *exception)
-
-    return start
-
-
-def _receive_body(environ: WSGIEnvironment) -> bool:
-    """Take the request's body off the connection; False if it did not arrive, which whoever reads it finds out.
-
-    One that is longer than any may be is left to be refused unread.
+    So is one that is longer than it may be here but not anywhere, as its end is where the next request begins. One that
+    is longer still is left to be refused unread, and its connection to be closed (chatapi/web_worker.py).
     """
     length = environ.get("CONTENT_LENGTH") or ""
     is_chunked = bool(environ.get("wsgi.input_terminated")) and not length
-    announced = int(length[:18]) if length.isascii() and length.isdigit() else 0
-    longest = max_body_bytes(environ["PATH_INFO"])
-    if not is_chunked and not 0 < announced <= longest:
-        return True
-    connection = environ.get("gunicorn.socket")
-    if connection is not None:
-        connection.settimeout(BODY_TIMEOUT_SECONDS)
+    announced = int(length) if length.isascii() and length.isdigit() and len(length) <= MAX_DIGITS else 0
+    if not is_chunked and not 0 < announced <= MAX_WEBHOOK_BYTES:
+        return
     try:
-        body = environ["wsgi.input"].read(longest + 1 if is_chunked else announced)
+        body = environ["wsgi.input"].read(MAX_WEBHOOK_BYTES + 1 if is_chunked else announced)
+        # What is refused need not be held until its turn comes.
+        body = body[: max_body_bytes(environ["PATH_INFO"]) + 1]
     except Exception:  # noqa: BLE001 - each server has its own for what is wrong with a body
         environ["wsgi.input"] = _CutBody()
-        return False
     else:
         environ["wsgi.input"] = io.BytesIO(body)
-        return True
-    finally:
-        if connection is not None:
-            connection.settimeout(None)
 
 
 class WaitingRoom:

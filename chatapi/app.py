@@ -7,20 +7,24 @@ from typing import Any
 
 from flask import Flask
 
-from chatapi import cli, observability, openapi, parsing, scrape, security
+from chatapi import access_log, cli, limits, observability, openapi, parsing, scrape, security
 from chatapi.admission import init_admission
 from chatapi.auth.routes import blueprint as auth
 from chatapi.auth.session_routes import blueprint as sessions
-from chatapi.auth.tokens import configure_jwt, identify_caller, init_tokens, require_user
+from chatapi.auth.tokens import configure_jwt, identify_caller, init_tokens, notice_ended_session, require_user
 from chatapi.broker import check_eviction_policy, init_broker
 from chatapi.catalogue import init_catalogue
 from chatapi.chatrooms.live import init_live
 from chatapi.chatrooms.message_routes import blueprint as messages
 from chatapi.chatrooms.model_routes import blueprint as models
 from chatapi.chatrooms.routes import blueprint as chatrooms
+from chatapi.database_waits import CONNECT_SECONDS, STATEMENT_TIMEOUT_SECONDS, BoundedConnection, init_database_waits
+from chatapi.debug_logs import init_debug_logs
 from chatapi.errors import register_error_handlers
 from chatapi.extensions import REDIS_OPTIONS, JSONCacheSerializer, api, cache, db, migrate
-from chatapi.logs import configure_logging
+from chatapi.logs import configure_from
+from chatapi.metering import init_metering
+from chatapi.readiness import init_readiness, read_revisions
 from chatapi.subscriptions.gateway import init_gateway
 from chatapi.subscriptions.routes import blueprint as subscriptions
 from chatapi.subscriptions.webhook_routes import blueprint as webhook
@@ -33,9 +37,8 @@ PROTECTED = (sessions, users, chatrooms, messages, models, subscriptions)
 
 MIGRATIONS = ROOT / "migrations"
 
-STATEMENT_TIMEOUT_MS = 10_000
-LOCK_TIMEOUT_MS = 5_000
-IDLE_TRANSACTION_TIMEOUT_MS = 30_000
+LOCK_TIMEOUT_SECONDS = 5
+IDLE_TRANSACTION_TIMEOUT_SECONDS = 30
 
 
 def create_app(environ: Mapping[str, str] | None = None) -> Flask:
@@ -48,7 +51,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     app.url_map.merge_slashes = False  # An empty segment is no other address, and a redirect no answer of ours.
     app.config.from_mapping(settings)
     app.config.from_mapping(_framework_settings(settings))
-    configure_logging(settings["LOG_LEVEL"], as_json=settings["APP_ENV"] == "production")
+    configure_from(settings)
     _init_extensions(app)
     _register_routes(app)
     cli.register_commands(app)
@@ -59,7 +62,7 @@ def create_app(environ: Mapping[str, str] | None = None) -> Flask:
 
 def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what Flask and its extensions want to be told, in their own names."""
-    revisions = observability.read_revisions(MIGRATIONS)
+    revisions = read_revisions(MIGRATIONS)
     return {
         # One more than the parser allows: a chunked body that is longer is cut here in silence, and found there.
         "MAX_CONTENT_LENGTH": parsing.MAX_BODY_BYTES + 1,
@@ -72,7 +75,8 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             # Errors go to logs, and parameters are prompts, numbers and hashes.
             "hide_parameters": True,
             "connect_args": {
-                "connect_timeout": 3,
+                "connection_factory": BoundedConnection,
+                "connect_timeout": CONNECT_SECONDS,
                 "application_name": "chatapi",
                 # A server that vanished without a word is noticed, and does not hold a thread for ever.
                 "keepalives_idle": 5,
@@ -80,8 +84,9 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
                 "keepalives_count": 3,
                 "tcp_user_timeout": 15_000,
                 "options": (
-                    f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
-                    f" -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_TIMEOUT_MS}"
+                    f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s"
+                    f" -c lock_timeout={LOCK_TIMEOUT_SECONDS}s"
+                    f" -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_TIMEOUT_SECONDS}s"
                 ),
             },
         },
@@ -90,14 +95,9 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "CACHE_KEY_PREFIX": "chatapi:cache:",
         "CACHE_SERIALIZER": JSONCacheSerializer,
         "CACHE_OPTIONS": dict(REDIS_OPTIONS),
-        "RATELIMIT_STORAGE_URI": settings["RATE_LIMIT_REDIS_URL"].replace("unix://", "redis+unix://"),
-        "RATELIMIT_STORAGE_OPTIONS": {**REDIS_OPTIONS, "key_prefix": "chatapi:limits"},
-        "RATELIMIT_STRATEGY": "fixed-window",
-        "RATELIMIT_HEADERS_ENABLED": True,
-        "RATELIMIT_HEADER_RETRY_AFTER": security.LIMITER_RETRY_AFTER,
-        "RATELIMIT_IN_MEMORY_FALLBACK_ENABLED": True,
-        # The first thread to find Redis away turns to memory; those already waiting for it would raise otherwise.
-        "RATELIMIT_SWALLOW_ERRORS": True,
+        # Flask has a setting of the same name, which refuses probes too.
+        "HOST_NAMES": settings["TRUSTED_HOSTS"],
+        "TRUSTED_HOSTS": None,
         "API_TITLE": "chatapi",
         "API_VERSION": observability.API_VERSION,
         "OPENAPI_VERSION": "3.1.0",
@@ -112,6 +112,7 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _init_extensions(app: Flask) -> None:
     db.init_app(app)
+    init_database_waits(app)
     migrate.init_app(app, db, directory=str(MIGRATIONS))
     init_tokens(app)
     cache.init_app(app)
@@ -120,6 +121,8 @@ def _init_extensions(app: Flask) -> None:
     init_admission(app)
     init_catalogue(app)
     init_gateway(app)
+    init_readiness(app)
+    init_debug_logs(app)
 
 
 def _register_routes(app: Flask) -> None:
@@ -127,11 +130,13 @@ def _register_routes(app: Flask) -> None:
 
     The limiter comes after the caller is known, whose budget it charges, and before anything that costs.
     """
-    app.before_request(observability.begin_request)
-    app.after_request(observability.end_request)
-    app.after_request(security.limit_send_time)
+    init_metering(app)
+    app.before_request(access_log.begin_request)
+    app.after_request(access_log.end_request)
+    security.init_security(app)
     app.before_request(identify_caller)
-    security.init_limits(app)
+    limits.init_limits(app)
+    app.before_request(notice_ended_session)
     app.before_request(parsing.refuse_unknown_query)
     register_error_handlers(app)
     api.init_app(app)
@@ -141,3 +146,4 @@ def _register_routes(app: Flask) -> None:
     for blueprint in (*PUBLIC, *PROTECTED):
         api.register_blueprint(blueprint)
     openapi.complete_spec(app, api.spec, {blueprint.name for blueprint in PROTECTED})
+    openapi.name_models(api.spec, [model["alias"] for model in app.config["GEMINI_MODELS"]])

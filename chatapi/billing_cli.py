@@ -9,10 +9,8 @@ from typing import Any
 
 import click
 from flask import current_app
-from flask.cli import AppGroup
 from sqlalchemy import select
 
-from chatapi.accounts_cli import NUMBER, as_json, at_terminal
 from chatapi.auth.models import User
 from chatapi.extensions import db, in_transaction
 from chatapi.schemas import rfc3339
@@ -23,11 +21,18 @@ from chatapi.subscriptions.gateway_setup import INTERVALS
 from chatapi.subscriptions.interventions import AccountState, RefusedError
 from chatapi.subscriptions.reconcile import Report, reconcile
 from chatapi.subscriptions.sync import Outcome
+from chatapi.terminal import NUMBER, Group, as_json, examples, for_each
 from config_billing import BILLING_NAMES
 
 EVENT_CHOICES = {"open": monitor.OPEN, **{status: (status,) for status in monitor.EVENT_STATUSES}}
 
-billing_commands = AppGroup("billing", help="Subscriptions at Stripe: how they stand, what to repair, setting up.")
+billing_commands = Group("billing", help="Subscriptions at Stripe: show, repair, set up.")
+
+
+def event_ids(*, required: bool) -> Callable[..., Any]:
+    """Return the argument that names events."""
+    about = "Stripe's ids of events, as `flask billing events` shows them."
+    return click.argument("event_ids", metavar="EVENT_ID...", nargs=-1, required=required, help=about)
 
 
 @contextmanager
@@ -46,11 +51,13 @@ def with_stripe() -> Iterator[None]:
         ) from None
 
 
-@billing_commands.command("status")
+@billing_commands.command("status", epilog=examples("flask billing status --json"))
 @as_json
-@at_terminal()
 def show_status(is_json: bool) -> None:
-    """Count customers, subscriptions and events, and tell what the last comparison with Stripe found."""
+    """Count customers, subscriptions and events.
+
+    Tells too who pays more than once, and what the last comparison with Stripe found.
+    """
     summary, doubled = in_transaction(lambda: (monitor.read_summary(), monitor.list_second_subscriptions()))
     shown = _settings() | monitor.as_json(summary)
     if is_json:
@@ -91,13 +98,17 @@ def _plain(value: Any) -> str:
     return "-" if value in (None, "") else str(value)
 
 
-@billing_commands.command("events")
+@billing_commands.command(
+    "events", epilog=examples("flask billing events", "flask billing events --status open --json")
+)
 @click.option("--status", type=click.Choice(list(EVENT_CHOICES)), help="Only these, not all that is open or unmatched.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")
 @as_json
-@at_terminal()
 def list_events(status: str | None, limit: int, is_json: bool) -> None:
-    """List events of Stripe's, newest first: those that are open, and those whose customer is nobody here."""
+    """List Stripe's events that need somebody, newest first.
+
+    Those are the ones that are open, and the ones whose customer is nobody here.
+    """
     statuses = monitor.NEEDED if status is None else EVENT_CHOICES[status]
     events = in_transaction(lambda: monitor.list_events(statuses, limit))
     if is_json:
@@ -111,10 +122,9 @@ def list_events(status: str | None, limit: int, is_json: bool) -> None:
         )
 
 
-@billing_commands.command("retry")
-@click.argument("event_ids", metavar="EVENT_ID...", nargs=-1)
+@billing_commands.command("retry", epilog=examples("flask billing retry evt_1TqXyz", "flask billing retry --all"))
+@event_ids(required=False)
 @click.option("--all", "is_all", is_flag=True, help="Every event that is open or unmatched.")
-@at_terminal()
 def retry(event_ids: tuple[str, ...], is_all: bool) -> None:
     """Let EVENT_ID... be handled now instead of at their time, unmatched ones once more.
 
@@ -125,38 +135,36 @@ def retry(event_ids: tuple[str, ...], is_all: bool) -> None:
     if is_all:
         click.echo(f"{interventions.retry_all()} events are due now.")
         return
-    _do_to_each(event_ids, interventions.retry_event, "is due now")
+
+    def retry_one(event_id: str) -> str:
+        interventions.retry_event(event_id)
+        return f"{event_id} is due now."
+
+    for_each(event_ids, retry_one, RefusedError)
 
 
-@billing_commands.command("dismiss")
-@click.argument("event_ids", metavar="EVENT_ID...", nargs=-1, required=True)
-@at_terminal()
+@billing_commands.command("dismiss", epilog=examples("flask billing dismiss evt_1TqXyz"))
+@event_ids(required=True)
 def dismiss(event_ids: tuple[str, ...]) -> None:
     """Close EVENT_ID... whose customer is nobody here, once you have seen to them at Stripe.
 
     Nobody's tier changes. What is closed already, or waits for something else, is refused.
     """
-    _do_to_each(event_ids, interventions.dismiss_event, "is dismissed")
+
+    def dismiss_one(event_id: str) -> str:
+        interventions.dismiss_event(event_id)
+        return f"{event_id} is dismissed."
+
+    for_each(event_ids, dismiss_one, RefusedError)
 
 
-def _do_to_each(event_ids: tuple[str, ...], work: Callable[[str], None], what_is_done: str) -> None:
-    is_refused = False
-    for event_id in event_ids:
-        try:
-            work(event_id)
-            click.echo(f"{event_id} {what_is_done}.")
-        except RefusedError as error:
-            click.echo(str(error), err=True)
-            is_refused = True
-    if is_refused:
-        raise click.exceptions.Exit(1)
-
-
-@billing_commands.command("closures")
+@billing_commands.command("closures", epilog=examples("flask billing closures --json"))
 @as_json
-@at_terminal()
 def list_closures(is_json: bool) -> None:
-    """List customers of erased accounts for whom something is still to be ended at Stripe, oldest first."""
+    """List what is still to be ended at Stripe, oldest first.
+
+    It belongs to customers whose accounts are erased.
+    """
     closures = in_transaction(monitor.list_closures)
     if is_json:
         click.echo(json.dumps([monitor.as_json(closure) for closure in closures], indent=2))
@@ -168,13 +176,15 @@ def list_closures(is_json: bool) -> None:
         )
 
 
-@billing_commands.command("sync")
-@click.argument("number", type=NUMBER, required=False)
+@billing_commands.command("sync", epilog=examples("flask billing sync", "flask billing sync +12025550100 --json"))
+@click.argument("number", type=NUMBER, required=False, help="An account's mobile number; without it, all accounts.")
 @as_json
-@at_terminal()
 @with_stripe()
 def sync(number: str | None, is_json: bool) -> None:
-    """Compare every subscription with Stripe, or the account of NUMBER alone, and repair what differs."""
+    """Compare subscriptions with Stripe, and repair what differs.
+
+    All of them, or those of the account of NUMBER alone.
+    """
     if number is not None:
         _sync_account(number, is_json)
         return
@@ -236,20 +246,22 @@ def _changes(outcome: Outcome, before: AccountState, after: AccountState) -> lis
     return [*changed, *tier] or ["A time or a price differed from Stripe, and is put right."]
 
 
-@billing_commands.command("setup")
+@billing_commands.command(
+    "setup", epilog=examples("flask billing setup", "flask billing setup --amount 1200 --currency eur --interval month")
+)
 @click.option("--amount", type=click.IntRange(1, 99_999_999), help="In the currency's smallest unit; at first 900.")
 @click.option("--currency", help="Such as eur; at first usd.")
 @click.option("--interval", type=click.Choice(INTERVALS), help="How often it is paid; at first every month.")
 @click.option("--name", help="What the product is called in checkouts and on invoices; at first Pro.")
 @click.option("--new-secret", "wants_secret", is_flag=True, help="Make another webhook endpoint, for its new secret.")
 @as_json
-@at_terminal()
 def set_up(is_json: bool, wants_secret: bool, name: str | None, **terms: Any) -> None:
-    """Make product, price and webhook endpoint in the account of STRIPE_SECRET_KEY, and print what to put into .env.
+    """Make product, price and webhook endpoint at Stripe.
 
-    What was made before is found and used again. The webhook endpoint is at PUBLIC_URL. What is not given stays as it
-    is sold now; where nothing is, it is Pro for 900 (9.00) in usd every month. Other terms make a new price, and
-    whoever pays the old one goes on with it. No database is needed.
+    It is done in the account of STRIPE_SECRET_KEY, and what to put into .env is printed. What was made before is found
+    and used again. The webhook endpoint is at PUBLIC_URL. What is not given stays as it is sold now; where nothing is,
+    it is Pro for 900 (9.00) in usd every month. Other terms make a new price, and whoever pays the old one goes on with
+    it. No database is needed.
     """
     try:
         found = setup.set_up(current_app.config, setup.Wishes(name=name, wants_secret=wants_secret, **terms))

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from chatapi import metrics
 
 T = TypeVar("T")
 
+SILENCE_SECONDS = 1.0
+"""For how long a server that one use found away is left alone by all: a request has several uses, and pays for one."""
+
 log = structlog.get_logger(__name__)
+
+_silent_until: dict[str, float] = {}
+"""By the URL of a server, for the breakers of this process."""
 
 
 class CircuitOpenError(Exception):
@@ -19,27 +30,44 @@ class CircuitOpenError(Exception):
 
 
 class RedisBreaker:
-    """Guards calls to one Redis: after a failure, calls are skipped for `rest_seconds`.
+    """Guards one use of Redis: after a failure, calls are skipped for `rest_seconds`.
 
-    A request therefore pays for a dead or hung Redis once in a while and not at every use. Threads may share
-    one; it takes no lock, since a call too many does no harm.
+    A request therefore pays for a dead or hung Redis once in a while and not at every use. Uses of the same `server`
+    (its URL) learn of each other when it is away, for `SILENCE_SECONDS`. Threads may share one.
     """
 
-    def __init__(self, name: str, rest_seconds: float = 5.0) -> None:
+    def __init__(self, name: str, rest_seconds: float = 5.0, server: str | None = None) -> None:
         self._name = name
         self._rest_seconds = rest_seconds
+        self._server = server
         self._closed_again_at = 0.0
+        self._lock = threading.Lock()
 
     def call(self, work: Callable[[], T]) -> T:
         """Return what `work` returns.
 
         Raises `CircuitOpenError` when it was not tried, or was tried and Redis failed.
         """
-        if time.monotonic() < self._closed_again_at:
+        if self.is_open():
             raise CircuitOpenError(self._name)
         try:
             return work()
         except (RedisError, OSError) as error:
-            self._closed_again_at = time.monotonic() + self._rest_seconds
-            log.warning("redis_unavailable", use=self._name, reason=type(error).__name__)
+            self._open(error)
             raise CircuitOpenError(self._name) from error
+
+    def is_open(self) -> bool:
+        """Return whether calls are skipped now."""
+        return time.monotonic() < max(self._closed_again_at, _silent_until.get(self._server or "", 0.0))
+
+    def _open(self, error: Exception) -> None:
+        """Rest from now on. Of many threads that fail at once only the first says so."""
+        now = time.monotonic()
+        if self._server and isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+            _silent_until[self._server] = now + SILENCE_SECONDS
+        with self._lock:
+            is_open = now < self._closed_again_at
+            self._closed_again_at = now + self._rest_seconds
+        if not is_open:
+            log.warning("redis_unavailable", use=self._name, reason=type(error).__name__)
+            metrics.redis_failed(self._name)

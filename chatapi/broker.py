@@ -19,8 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from chatapi.bell import RING_SCRIPT, BellConsumer
 from chatapi.breaker import CircuitOpenError, RedisBreaker
-from chatapi.errors import log_database_error
+from chatapi.errors import kind_of, log_database_error
 from chatapi.extensions import REDIS_OPTIONS
+from chatapi.request_ids import continue_request
 
 NAMESPACE = "{dramatiq}"
 """In braces, so that all keys of the queue share one slot of a Redis Cluster."""
@@ -57,7 +58,10 @@ class AppContext(Middleware):
 
     def before_process_message(self, broker: Any, message: Any) -> None:  # noqa: ARG002 - dramatiq's signature
         """Enter a context, which also gives the actor a database session of its own."""
+        # Not what the thread did before; whose this is the message may say, else the row that it names.
         structlog.contextvars.clear_contextvars()
+        request_id = message.options.get("request_id")
+        continue_request(request_id if isinstance(request_id, str) else None)
         context = self._app.app_context()
         context.push()
         self._local.context = context
@@ -127,7 +131,7 @@ def init_broker(app: Flask) -> None:
     """Give the application the broker that it rings through, within a small budget of time."""
     client = redis.Redis.from_url(app.config["REDIS_URL"], **REDIS_OPTIONS)
     app.extensions["broker"] = QueueBroker(client, middleware=[])
-    app.extensions["broker_breaker"] = RedisBreaker("ring")
+    app.extensions["broker_breaker"] = RedisBreaker("ring", server=app.config["REDIS_URL"])
 
 
 def worker_broker(app: Flask) -> QueueBroker:
@@ -156,16 +160,17 @@ def declare_actor(broker: QueueBroker, actor_name: str, queue_name: str, work: C
     dramatiq.actor(actor_name=actor_name, queue_name=queue_name, broker=broker)(run)
 
 
-def ring(actor_name: str, queue_name: str, row_id: UUID) -> bool:
+def ring(actor_name: str, queue_name: str, row_id: UUID, *, request_id: str | None = None) -> bool:
     """Wake a worker up for what is committed already; return whether Redis took the message.
 
     The actor is named and not imported, so that ringing needs nothing of what it does. False is no loss: the
-    sweeper rings again.
+    sweeper rings again. `request_id` is for work that has no row of its own which could say whose it is.
     """
     broker: QueueBroker = current_app.extensions["broker"]
     breaker: RedisBreaker = current_app.extensions["broker_breaker"]
+    options = {} if request_id is None else {"request_id": request_id}
     message: Message[Any] = Message(
-        queue_name=queue_name, actor_name=actor_name, args=(str(row_id),), kwargs={}, options={}
+        queue_name=queue_name, actor_name=actor_name, args=(str(row_id),), kwargs={}, options=options
     )
     try:
         breaker.call(lambda: broker.enqueue(message))
@@ -199,7 +204,7 @@ def check_eviction_policy(app: Flask) -> str | None:
     try:
         policy = client.info("memory").get("maxmemory_policy", "noeviction")
     except (redis.RedisError, OSError) as error:
-        log.warning("redis_policy_unknown", reason=type(error).__name__)
+        log.warning("redis_policy_unknown", reason=kind_of(error))
         return None
     finally:
         client.close()

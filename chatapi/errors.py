@@ -187,6 +187,12 @@ def log_database_error(error: SQLAlchemyError) -> None:
     log.error("database_error", reason=type(error).__name__, sqlstate=sqlstate, where=where)
 
 
+def kind_of(error: Exception) -> str:
+    """Return what kind of failure it is, without its message; a certificate that is not trusted is one of its own."""
+    is_about_trust = "certificate verify failed" in str(error).lower().replace("_", " ")
+    return "certificate not trusted" if is_about_trust else type(error).__name__
+
+
 def _answer_unexpected(error: Exception) -> Response:
     log.error("unexpected_error", exc_info=error)
     return answer(ChatAPIError())

@@ -10,30 +10,34 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import click
-from flask.cli import AppGroup
 from sqlalchemy.exc import SQLAlchemyError
 
-from chatapi.accounts_cli import as_json, at_terminal
-from chatapi.errors import NotFoundError
 from chatapi.extensions import db, in_transaction
-from chatapi.ids import parse_id
 from chatapi.replies import interventions, monitor
 from chatapi.replies.interventions import RefusedError
 from chatapi.schemas import rfc3339
+from chatapi.terminal import ID, Group, as_json, examples, for_each
 
-jobs_commands = AppGroup("jobs", help="Replies that are not finished: show them, hurry them, end them.")
-
-REPLY_IDS = click.argument("reply_ids", metavar="REPLY_ID...", nargs=-1)
+jobs_commands = Group("jobs", help="Replies that are not finished: show, hurry, end them.")
 
 
-@jobs_commands.command("status")
+def reply_ids(*, required: bool) -> Callable[..., Any]:
+    """Return the argument that names replies."""
+    about = "Ids of replies, as `flask jobs list` shows them."
+    return click.argument("reply_ids", metavar="REPLY_ID...", nargs=-1, type=ID, required=required, help=about)
+
+
+@jobs_commands.command("status", epilog=examples("flask jobs status", "flask jobs status --json"))
 @as_json
-@at_terminal()
 def show_status(is_json: bool) -> None:
-    """Count the unfinished replies, the messages in Redis, and how the last hour's replies ended."""
+    """Count unfinished replies, and what waits in Redis.
+
+    Tells too how those that were asked for within the last hour have ended.
+    """
     summary, last_hour = in_transaction(lambda: (monitor.read_summary(), monitor.read_last_hour()))
     queues = monitor.read_queues()
     if is_json:
@@ -52,12 +56,13 @@ def show_status(is_json: bool) -> None:
         click.echo(f"{row['status']:<18} {row['count']} {row['error'] or ''}".rstrip())
 
 
-@jobs_commands.command("list")
+@jobs_commands.command(
+    "list", epilog=examples("flask jobs list --state retrying", "flask jobs list --newest --limit 5 --json")
+)
 @click.option("--state", type=click.Choice(monitor.STATES), help="Only those in this state.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")
 @click.option("--newest", is_flag=True, help="Newest first, not oldest.")
 @as_json
-@at_terminal()
 def list_jobs(state: str | None, limit: int, newest: bool, is_json: bool) -> None:
     """List unfinished replies, oldest first."""
     jobs = in_transaction(lambda: monitor.list_jobs(state, limit, is_newest_first=newest))
@@ -72,11 +77,12 @@ def list_jobs(state: str | None, limit: int, newest: bool, is_json: bool) -> Non
         )
 
 
-@jobs_commands.command("retry")
-@REPLY_IDS
+@jobs_commands.command(
+    "retry", epilog=examples("flask jobs retry 01a204ab-fbfd-7256-96e6-1a950ac03bd1", "flask jobs retry --all")
+)
+@reply_ids(required=False)
 @click.option("--all", "is_all", is_flag=True, help="Every reply that waits for a retry.")
-@at_terminal()
-def retry(reply_ids: tuple[str, ...], is_all: bool) -> None:
+def retry(reply_ids: tuple[UUID, ...], is_all: bool) -> None:
     """Let the next attempt at REPLY_ID... be due now instead of at its time.
 
     Replies that have ended are refused: their owner can have them made anew.
@@ -86,11 +92,13 @@ def retry(reply_ids: tuple[str, ...], is_all: bool) -> None:
     if is_all:
         click.echo(f"{interventions.retry_all()} replies are due now.")
         return
-    _each(reply_ids, lambda reply_id: f"{reply_id} {interventions.retry_reply(reply_id)}.")
+    for_each(reply_ids, lambda reply_id: f"{reply_id} {interventions.retry_reply(reply_id)}.", RefusedError)
 
 
-@jobs_commands.command("fail")
-@REPLY_IDS
+@jobs_commands.command(
+    "fail", epilog=examples("flask jobs fail 01a204ab-fbfd-7256-96e6-1a950ac03bd1 --reason internal_error")
+)
+@reply_ids(required=True)
 @click.option(
     "--reason",
     type=click.Choice(interventions.REASONS),
@@ -98,25 +106,21 @@ def retry(reply_ids: tuple[str, ...], is_all: bool) -> None:
     show_default=True,
     help="What their owner is told.",
 )
-@at_terminal()
-def fail(reply_ids: tuple[str, ...], reason: str) -> None:
+def fail(reply_ids: tuple[UUID, ...], reason: str) -> None:
     """End the unfinished replies REPLY_ID... as failed, and give their prompts back.
 
     A worker that is at one loses it at once, and what it still brings is refused.
     """
-    if not reply_ids:
-        raise click.UsageError("Name replies.")
 
     def end(reply_id: UUID) -> str:
         interventions.fail_reply(reply_id, reason)
         return f"{reply_id} has failed ({reason})."
 
-    _each(reply_ids, end)
+    for_each(reply_ids, end, RefusedError)
 
 
-@jobs_commands.command("watch")
+@jobs_commands.command("watch", epilog=examples("flask jobs watch --interval 1"))
 @click.option("--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds.")
-@at_terminal()
 def watch(interval: float) -> None:
     """Print a line of the state of things every few seconds, until Ctrl-C."""
     stop = threading.Event()
@@ -146,24 +150,3 @@ def _line() -> str:
         f"  stopping {summary.stopping}  oldest {summary.oldest_seconds:.0f} s"
         f"  queue age {summary.queue_age_seconds:.1f} s  redis {ready}"
     )
-
-
-def _each(reply_ids: tuple[str, ...], work: Callable[[UUID], str]) -> None:
-    """Do `work` to each reply and say what came of it; what is refused goes to standard error and makes it exit 1."""
-    is_refused = False
-    for reply_id in _parsed(reply_ids):
-        try:
-            click.echo(work(reply_id))
-        except RefusedError as error:
-            click.echo(str(error), err=True)
-            is_refused = True
-    if is_refused:
-        raise click.exceptions.Exit(1)
-
-
-def _parsed(reply_ids: tuple[str, ...]) -> list[UUID]:
-    """Return the ids, or end the command with status 1 before anything is done when one is none."""
-    try:
-        return [parse_id(reply_id, repr(reply_id)) for reply_id in reply_ids]
-    except NotFoundError as error:
-        raise click.ClickException(f"{error.message}: that is no id of a reply.") from None

@@ -1,114 +1,71 @@
-"""What is counted and timed, over all processes of a host.
+"""What is counted and timed, over all processes of a host; `docs/metrics.md` says what each figure means.
 
 With `PROMETHEUS_MULTIPROC_DIR` each process keeps its figures in files of that folder, and whichever is asked adds all
-of them up; processes that share no folder each count for themselves. The figures of processes that have ended stay, as
-counters must not go down; so empty the folder only when the whole system is down.
+of them up; processes that share no folder each count for themselves.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
-from prometheus_client.multiprocess import MultiProcessCollector
+import structlog
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.registry import Collector
 
-from config import ConfigError, load_environment
+from chatapi.figures import Figures
+from chatapi.metric_files import FolderCollector, find_folder, use_folder
 
-FOLDER_NAME = "PROMETHEUS_MULTIPROC_DIR"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-FAILURES = (
-    "upstream_unavailable",
-    "timed_out",
-    "upstream_rejected",
-    "safety_blocked",
-    "context_too_long",
-    "internal_error",
-)
+log = structlog.get_logger(__name__)
 
-_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 _LABEL = re.compile(r"[a-z0-9_]{1,40}", re.ASCII)
-_HOST = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
-
-
-def _process_name() -> str:
-    """Return what no other process has that may use the folder, also when containers share one."""
-    return f"{_HOST}-{os.getpid()}"
-
-
-def _open_folder() -> Path | None:
-    """Make prometheus_client keep its figures in the folder, if there is one.
-
-    The library settles on files or memory when it is imported, by the process's environment, which does not have what
-    is in `.env`. So it is told here, before the first metric is made.
-    """
-    name = load_environment().get(FOLDER_NAME, "").strip()
-    if not name:
-        # Set to nothing, the variable would have the library write into the current folder.
-        os.environ.pop(FOLDER_NAME, None)
-        values.ValueClass = values.MutexValue
-        return None
-    folder = Path(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError([f"{FOLDER_NAME} names a folder that cannot be made: {error.strerror}."]) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError([f"{FOLDER_NAME} names a folder that this user cannot write to."])
-    os.environ[FOLDER_NAME] = str(folder)
-    values.ValueClass = values.MultiProcessValue(_process_name)  # type: ignore[no-untyped-call]
-    # A process that had our number before us may have left a gauge behind, and it would be taken for ours.
-    for path in folder.glob(f"gauge_live*_{_process_name()}.db"):
-        path.unlink(missing_ok=True)
-    return folder
-
-
-class _Figures:
-    """The metrics of this process."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
-
-        def histogram(name: str, text: str) -> Histogram:
-            return Histogram(name, text, buckets=_SECONDS, registry=registry)
-
-        self.accepted = counter("chatapi_replies_accepted", "Prompts accepted, each of which is owed a reply")
-        self.completed = counter("chatapi_replies_completed", "Replies that ended completed")
-        self.failed = counter("chatapi_replies_failed", "Replies that ended failed", "reason")
-        self.stopped = counter("chatapi_replies_stopped", "Replies that their owner stopped")
-        self.retries = counter("chatapi_reply_retries", "Attempts that failed and are to be repeated", "reason")
-        self.first_text = histogram("chatapi_reply_first_text_seconds", "From acceptance to the first text")
-        self.duration = histogram("chatapi_reply_duration_seconds", "From acceptance to the end, whatever it was")
-        tokens = counter("chatapi_reply_tokens", "Tokens that the models counted", "kind")
-        self.prompt_tokens, self.output_tokens = tokens.labels("prompt"), tokens.labels("output")
-        self.open_streams = Gauge(
-            "chatapi_open_streams", "Streams that are followed now", multiprocess_mode="livesum", registry=registry
-        )
-        for reason in FAILURES:
-            self.failed.labels(reason)  # A series that began with its first failure would show no increase.
-
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
-_folder = _open_folder()
+_folder = find_folder()
 _registry = CollectorRegistry()
 _lock = threading.Lock()
-_made: _Figures | None = None
+_made: Figures | None = None
+_kind: str | None = None
+_kind_lock = threading.Lock()
 
 
-def _figures() -> _Figures:
+def _figures() -> Figures:
     """Return the metrics, made at their first use: a `flask` command that counts nothing leaves no files."""
     global _made  # noqa: PLW0603 - one per process
     if _made is None:
         with _lock:
-            _made = _made or _Figures(_registry)
+            if _made is None:
+                _keep_in_folder()
+                _made = Figures(_registry)
     return _made
+
+
+def _keep_in_folder() -> None:
+    """With a disk that is full the figures of this process are kept to itself: they are not worth a request."""
+    if _folder is not None:
+        try:
+            use_folder(_folder)
+        except OSError as error:
+            log.error("metrics_not_shared", reason=error.strerror)  # noqa: TRY400 - the traceback says no more
+
+
+def started(kind: str) -> None:
+    """Count this process among those that run, once, as one of `PROCESSES`."""
+    global _kind  # noqa: PLW0603 - one per process
+    with _kind_lock:
+        if _kind is not None:
+            return
+        _kind = kind
+    _figures().processes.labels(kind).inc()
+    _figures().starts.labels(kind).inc()
+
+
+def is_started() -> bool:
+    """Return whether this process serves, and is no command that somebody runs."""
+    return _kind is not None
 
 
 def accepted() -> None:
@@ -149,8 +106,50 @@ def first_text(age_seconds: float) -> None:
     _figures().first_text.observe(age_seconds)
 
 
+def model_called(model: str, outcome: str, seconds: float) -> None:
+    """Count a call of the model with this alias, and how it ended: one of a few words."""
+    figures = _figures()
+    figures.model_calls.labels(model, _label(outcome)).inc()
+    figures.model_call_duration.labels(model).observe(seconds)
+
+
+def answered(method: str, route: str, status: int, seconds: float | None) -> None:
+    """Count a request by its route's rule, and never by its path; `seconds` is None for what is not to be timed."""
+    figures = _figures()
+    known = method if method in METHODS else "other"
+    figures.requests.labels(known, route, str(status)).inc()
+    if seconds is not None:
+        figures.request_duration.labels(known, route).observe(seconds)
+
+
+def refused(error: str | None) -> None:
+    """Count an answer of 400 or more by its slug."""
+    _figures().errors.labels(_label(error)).inc()
+
+
+def place_taken() -> None:
+    """Count an ordinary request that runs. Each goes with one `place_given_back`."""
+    _figures().running.inc()
+
+
+def place_given_back() -> None:
+    """Count it as done."""
+    _figures().running.dec()
+
+
+def wait_begun() -> None:
+    """Count a request that waits for a place. Each goes with one `wait_ended`."""
+    _figures().waiting.inc()
+
+
+def wait_ended() -> None:
+    """Count it as waiting no more."""
+    _figures().waiting.dec()
+
+
 def stream_opened() -> None:
     """Count a stream that begins. Each goes with one `stream_closed`."""
+    _figures().streams.inc()
     _figures().open_streams.inc()
 
 
@@ -159,31 +158,27 @@ def stream_closed() -> None:
     _figures().open_streams.dec()
 
 
+def redis_failed(use: str) -> None:
+    """Count that Redis failed, and is not asked again for some seconds."""
+    _figures().redis_failures.labels(_label(use)).inc()
+
+
+def connection_taken(*_: object) -> None:
+    """Count a connection to PostgreSQL as in use. Each goes with one `connection_returned`."""
+    if _kind is not None:  # A command that only looks something up leaves no files.
+        _figures().connections.inc()
+
+
+def connection_returned(*_: object) -> None:
+    """Count it as free again."""
+    if _kind is not None:
+        _figures().connections.dec()
+
+
 def collectors() -> Iterator[Collector]:
     """Yield what collects the figures of all processes that share the folder, or of this one."""
     _figures()
-    if _folder is None:
-        yield _registry
-    else:
-        _forget_ended(_folder)
-        yield MultiProcessCollector(None, str(_folder))  # type: ignore[no-untyped-call]
-
-
-def _forget_ended(folder: Path) -> None:
-    """Delete what processes of this host that are gone say of the present. Those that were killed could not."""
-    for path in folder.glob(f"gauge_live*_{_HOST}-*.db"):
-        pid = path.stem.rpartition("-")[2]
-        if pid.isdecimal() and not _is_running(int(pid)):
-            path.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    with suppress(PermissionError):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-    return True
+    yield _registry if _folder is None else FolderCollector(_folder)
 
 
 def _label(reason: str | None) -> str:

@@ -15,6 +15,14 @@ SPEC_OPTIONS: dict[str, Any] = {
     "servers": [{"url": "/"}],
 }
 
+ANY_ERROR = (
+    "What any route may answer: 400 `bad_request` for what cannot be read, and `unknown_host` for a name that is not "
+    "the service's; 405 `method_not_allowed`; 413 `payload_too_large`; 415 `unsupported_media_type`; 422 "
+    "`validation_failed`; 429 `rate_limited` and 503 `service_unavailable`, both with `Retry-After` in seconds. "
+    "Answers that count against the request budget have `X-RateLimit-Limit`, `X-RateLimit-Remaining` and "
+    "`X-RateLimit-Reset` (seconds since 1970)."
+)
+
 LOCATION_HEADER = {"Location": {"description": "Where what was made is found", "schema": {"type": "string"}}}
 
 
@@ -23,6 +31,8 @@ def complete_spec(app: Flask, spec: APISpec, protected: set[str]) -> None:
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"})
     spec.components.schemas.pop("PaginationMetadata", None)  # Added unasked; we page by cursor.
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    if "DEFAULT_ERROR" in spec.components.responses:
+        spec.components.responses["DEFAULT_ERROR"]["description"] = ANY_ERROR
     spec.components.response("UNAUTHORIZED", {"description": "No token, or not a good one", "content": error})
     for rule in app.url_map.iter_rules():
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
@@ -35,3 +45,9 @@ def complete_spec(app: Flask, spec: APISpec, protected: set[str]) -> None:
             operation["security"] = [{"bearer": []}] if blueprint in protected else []
             if blueprint in protected:
                 operation["responses"]["401"] = {"$ref": "#/components/responses/UNAUTHORIZED"}
+
+
+def name_models(spec: APISpec, aliases: list[str]) -> None:
+    """Say which models a chatroom can name here: it is a matter of configuration, which a schema does not know."""
+    for name in ("CreateChatroom", "UpdateChatroom"):
+        spec.components.schemas[name]["properties"]["model"]["enum"] = [*aliases, None]

@@ -15,6 +15,7 @@ MAX_EMAIL_LENGTH = 254
 """RFC 5321, 4.5.3.1.3, less the angle brackets."""
 
 _BIDI_CONTROLS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_SHOWN_CONTROLS = r"\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _DIGITS = re.compile(r"[0-9]{1,9}", re.ASCII)
 _MOBILE_NUMBER = re.compile(r"\+?[1-9][0-9]{1,14}", re.ASCII)
 
@@ -37,8 +38,14 @@ class Text(fields.String):
         "surrogate": "Must not contain lone surrogates.",
     }
 
+    refused = r"\u0000"
+    """What must not be in it, as a class of characters in the OpenAPI document."""
+
     def __init__(self, *, shortest: int = 0, longest: int, trim: bool = False, **kwargs: Any) -> None:
-        super().__init__(validate=Length(min=shortest or None, max=longest), **kwargs)
+        some = f"[^{self.refused}]*"
+        pattern = rf"^{some}[^\s{self.refused}]{some}$" if trim and shortest else f"^{some}$"
+        metadata = {"pattern": pattern, **kwargs.pop("metadata", {})}
+        super().__init__(validate=Length(min=shortest or None, max=longest), metadata=metadata, **kwargs)
         self.trim = trim
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
@@ -57,6 +64,8 @@ class Name(Text):
 
     Bidirectional controls among them: they could garble what follows.
     """
+
+    refused = _SHOWN_CONTROLS
 
     default_error_messages = {  # noqa: RUF012
         "control": "Must not contain control characters.",

@@ -1,42 +1,174 @@
-"""What guards the edge: body and request limits, and whose address a request is counted to."""
+"""What guards the edge: headers, web sites of other origins, the names we are called by, and proxies in front of us."""
 
 from __future__ import annotations
 
-import time
+import logging
+import re
+from collections.abc import Collection
 from contextlib import suppress
-from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from flask import Flask, Response, request
-from flask_limiter import RateLimitExceeded
+import structlog
+from flask import Flask, Response, current_app, request
+from flask_cors import CORS
+from werkzeug.middleware.proxy_fix import ProxyFix
 
-from chatapi.errors import RateLimitedError, answer
-from chatapi.extensions import limiter
+from chatapi.errors import BadRequestError
+from chatapi.headers import DOCS_POLICY, SECURITY_HEADERS
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 SEND_TIMEOUT_SECONDS = 30
 """For each piece of an answer: who reads more slowly than a few kilobytes a second is cut off."""
 
-LIMITER_RETRY_AFTER = "X-Limiter-Retry-After"
-"""Where Flask-Limiter is told to write its Retry-After, which it would put on every answer, also over a refusal's
-own. It goes no further than `drop_limiter_retry_after`."""
+CALLED_BY_ADDRESS = frozenset({"/health/live", "/health/ready", "/metrics"})
+"""Probes and scrapers know a process by its address, and not by the name of the service."""
+
+PUBLIC_FILES = frozenset({"static", "swagger_ui"})
+"""Endpoints whose answers are the same for all, and may be kept."""
+
+NOT_FOR_BROWSERS = frozenset({"/webhook/stripe", "/metrics"})
+
+CORS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+CORS_REQUEST_HEADERS = (
+    "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Request-ID",
+)  # fmt: skip
+CORS_ANSWER_HEADERS = (
+    "Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After", "WWW-Authenticate", "X-RateLimit-Limit",
+    "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Request-ID",
+)  # fmt: skip
+CORS_MAX_AGE_SECONDS = 7200
+"""As long as Chromium keeps the answer to a preflight at most."""
+
+_AUTHORITY = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
+
+log = structlog.get_logger(__name__)
 
 
-def init_limits(app: Flask) -> None:
-    """Begin to limit requests, and refuse those over the limit in our envelope."""
-    app.after_request(drop_limiter_retry_after)  # Registered before the limiter's own, so it runs after that.
-    limiter.init_app(app)
-    app.register_error_handler(RateLimitExceeded, _answer_rate_limited)
+class StrangeHostError(BadRequestError):
+    """The request names a host that we are not."""
+
+    slug = "unknown_host"
+    message = "This service is not known by that name"
 
 
-def drop_limiter_retry_after(response: Response) -> Response:
-    """Take the limiter's header off again."""
-    response.headers.pop(LIMITER_RETRY_AFTER, None)
+class TrustedProxies(ProxyFix):
+    """Takes the client's address from what the proxies in front of us have added to `X-Forwarded-For`.
+
+    The scheme and the host are the nearest proxy's word, since proxies replace those and do not add to them. Values are
+    told apart by commas and nothing else: read as Werkzeug does, one quotation mark from a client makes the whole list
+    void, and the client is taken for the proxy.
+    """
+
+    def __init__(self, application: WSGIApplication, hops: int) -> None:
+        super().__init__(application, x_for=hops, x_proto=1, x_host=1)
+
+    def _get_real_value(self, trusted: int, value: str | None) -> str | None:
+        values = [each.strip() for each in (value or "").split(",")]
+        return values[-trusted] if 0 < trusted <= len(values) else None
+
+
+def init_security(app: Flask) -> None:
+    """Guard the edge of `app`, whose request ids must be there already: what is refused here has one too."""
+    if app.config["TRUSTED_PROXIES"]:
+        app.wsgi_app = TrustedProxies(app.wsgi_app, app.config["TRUSTED_PROXIES"])  # type: ignore[method-assign]
+    app.after_request(set_security_headers)
+    app.after_request(limit_send_time)
+    app.before_request(refuse_strange_host)
+    if app.config["CORS_ORIGINS"]:
+        _init_cors(app, app.config["CORS_ORIGINS"])
+    if app.config["APP_ENV"] == "production" and not app.config["HOST_NAMES"]:
+        log.warning("trusted_hosts_unset")
+
+
+def set_security_headers(response: Response) -> Response:
+    """Tell browsers what they may do with an answer, and everybody not to keep it: most of them are somebody's own."""
+    response.headers.update(SECURITY_HEADERS)
+    if request.endpoint == "service.docs":
+        response.headers["Content-Security-Policy"] = DOCS_POLICY
+    if request.endpoint not in PUBLIC_FILES:
+        response.cache_control.no_store = True
     return response
 
 
-def _answer_rate_limited(_error: RateLimitExceeded) -> Response:
-    limit = limiter.current_limit
-    wait = int(limit.reset_at - time.time()) if limit is not None else 1
-    return answer(RateLimitedError(retry_after=max(1, wait)))
+def refuse_strange_host() -> None:
+    """Refuse a request by a name that is not ours: a page elsewhere may have had its own name lead to us.
+
+    Some clients put the host into the target too, where it counts for more (RFC 9112, 3.2.2): both must be ours.
+    """
+    names = current_app.config["HOST_NAMES"]
+    if not names or request.path in CALLED_BY_ADDRESS:
+        return
+    target = str(request.environ.get("RAW_URI") or "/")
+    in_target = [] if target.startswith("/") or target == "*" else [_authority(target)]
+    if not all(is_host_trusted(host, names) for host in (request.environ.get("HTTP_HOST"), *in_target)):
+        raise StrangeHostError
+
+
+def _authority(target: str) -> str | None:
+    try:
+        return urlsplit(target).netloc
+    except ValueError:
+        return None
+
+
+def is_host_trusted(given: str | None, names: Collection[str]) -> bool:
+    """Return whether `given`, a host with or without a port, is one of `names`; `.name` stands for all under it too.
+
+    Werkzeug has a function for it, which knows neither capitals nor IPv6 addresses nor underscores.
+    """
+    found = _AUTHORITY.fullmatch((given or "").lower())
+    if found is None:
+        return False
+    host = found[1]
+    return any(host == name.removeprefix(".") or (name.startswith(".") and host.endswith(name)) for name in names)
+
+
+def _init_cors(app: Flask, origins: Collection[str]) -> None:
+    """Let the pages of `origins` call us; they are compared as a whole, where Flask-CORS would take some for patterns.
+
+    There are no cookies, so credentials in the sense of CORS are not needed.
+    """
+    # It would log each OPTIONS request.
+    logging.getLogger("flask_cors").setLevel(logging.WARNING)
+    is_open = "*" in origins
+    CORS(
+        app,
+        resources=[re.compile(f"/(?!(?:{'|'.join(re.escape(path[1:]) for path in NOT_FOR_BROWSERS)})$)")],
+        origins="*" if is_open else [re.compile(re.escape(origin) + r"\Z") for origin in origins],
+        send_wildcard=is_open,
+        always_send=False,
+        vary_header=False,
+        methods=CORS_METHODS,
+        allow_headers=CORS_REQUEST_HEADERS,
+        expose_headers=CORS_ANSWER_HEADERS,
+        max_age=CORS_MAX_AGE_SECONDS,
+    )
+    app.before_request(answer_preflight)
+    if not is_open:
+        app.after_request(vary_by_origin)
+
+
+def answer_preflight() -> Response | None:
+    """Answer a browser's question for what a page of a listed origin may send; Flask-CORS adds what.
+
+    To be called before each request, ahead of the limiter and of sign-in: the question comes without a token, and not
+    because somebody wanted something.
+    """
+    origins = current_app.config["CORS_ORIGINS"]
+    is_preflight = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+    is_listed = "*" in origins or request.headers.get("Origin") in origins
+    if not is_preflight or not is_listed or request.path in NOT_FOR_BROWSERS:
+        return None
+    return Response(status=204)
+
+
+def vary_by_origin(response: Response) -> Response:
+    """Keep caches from giving the answer for one origin to another, also when it is the one for none."""
+    response.vary.add("Origin")
+    return response
 
 
 def limit_send_time(response: Response) -> Response:
@@ -56,16 +188,3 @@ def limit_send_time(response: Response) -> Response:
 
     response.call_on_close(restore)
     return response
-
-
-def client_network(address: str | None) -> str:
-    """Return what stands for a client's address in limits: IPv4 as it is, IPv6 by its /64, which one client owns."""
-    try:
-        parsed = ip_address(address or "")
-    except ValueError:
-        return "unknown"
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ip_network((parsed, 64), strict=False))
-    return str(parsed)

@@ -249,9 +249,12 @@ def test_clients_that_never_send_their_body_keep_nobody_out(app: Flask, path: st
             call.result(5)
 
 
-@pytest.mark.parametrize(("path", "is_received"), [("/webhook/stripe", True), ("/health", False)])
-def test_long_body_is_received_before_its_request_takes_a_place_where_it_may_be_long(
-    path: str, *, is_received: bool
+@pytest.mark.parametrize(
+    ("length", "is_received", "kept"),
+    [(65_536, True, 65_536), (1_048_576, True, 65_537), (1_048_577, False, 1_048_577)],
+)
+def test_body_is_received_before_its_request_takes_a_place_unless_it_is_too_long_anywhere(
+    length: int, *, is_received: bool, kept: int
 ) -> None:
     places_when_read: list[int] = []
 
@@ -260,10 +263,11 @@ def test_long_body_is_received_before_its_request_takes_a_place_where_it_may_be_
             places_when_read.append(places(gate._places))
             return b"x" * size
 
-    gate = RequestGate(lambda environ, _start: [environ["wsgi.input"].read(500_000)], 2)
-    environ = create_environ(path, method="POST", environ_overrides={"wsgi.input": Body(), "CONTENT_LENGTH": "500000"})
+    gate = RequestGate(lambda environ, _start: [environ["wsgi.input"].read(length)], 2)
+    overrides = {"wsgi.input": Body(), "CONTENT_LENGTH": str(length)}
+    environ = create_environ("/health", method="POST", environ_overrides=overrides)
 
-    assert len(next(iter(gate(environ, lambda *_: None)))) == 500_000  # type: ignore[arg-type,return-value]
+    assert len(next(iter(gate(environ, lambda *_: None)))) == kept  # type: ignore[arg-type,return-value]
     assert places_when_read == [2 if is_received else 1]
 
 

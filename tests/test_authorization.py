@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
 
 import pytest
 from flask import Flask
@@ -17,6 +16,9 @@ from tests.support import Account
 
 NEVER_WAS = "01890a5d-ac96-774b-bcce-b302099a8057"
 MALFORMED = ["x", "1", NEVER_WAS[:-1], NEVER_WAS + "0", "%00", "..%2f..", "\N{FULLWIDTH DIGIT ONE}"]
+
+
+OF_THE_MOMENT = {"X-Request-ID", "Date", "X-RateLimit-Remaining", "X-RateLimit-Reset"}
 
 
 class Access(Enum):
@@ -99,8 +101,10 @@ def ask(account: Account, method: str, rule: str, chatroom_id: str, message_id: 
     return account.call(method, path, BODIES.get(rule) if method in ("POST", "PUT", "PATCH") else None)
 
 
-def what_it_says(answer: TestResponse) -> tuple[int, Any]:
-    return answer.status_code, answer.get_json()
+def what_it_says(answer: TestResponse) -> tuple[int, bytes, set[tuple[str, str]]]:
+    """Return all that an answer gives away: its status, its bytes, and its headers but for those of the moment."""
+    headers = {(name, value) for name, value in answer.headers if name not in OF_THE_MOMENT}
+    return answer.status_code, answer.get_data(), headers
 
 
 def test_every_route_is_listed(app: Flask) -> None:
@@ -171,6 +175,15 @@ def test_owned_route_answers_a_malformed_id_as_if_it_never_was(
     assert answer.status_code == 404
     if "%2f" not in malformed:  # That one is another address.
         assert what_it_says(answer) == what_it_says(ask(account, method, rule, NEVER_WAS, NEVER_WAS))
+
+
+@pytest.mark.parametrize(("method", "rule"), ROUTES)
+def test_route_refuses_query_arguments_it_does_not_know(account: Account, method: str, rule: str) -> None:
+    path = re.sub(r"<[^>]+>", NEVER_WAS, rule)
+
+    answer = account.call(method, f"{path}?titel=x", BODIES.get(rule))
+
+    assert (answer.status_code, answer.get_json()["errors"]) == (422, {"titel": ["Unknown field."]})
 
 
 def test_message_is_not_found_in_another_room_of_its_owner(account: Account) -> None:

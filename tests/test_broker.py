@@ -122,6 +122,7 @@ def test_message_is_taken_up_at_once_when_the_worker_is_idle(queue_app: Flask) -
     assert delays[0] < SOON_SECONDS
 
 
+@pytest.mark.slow
 def test_redis_is_asked_seldom_when_the_worker_is_idle(queue_app: Flask, valkey: redis.Redis) -> None:
     with working(queue_app, Log()):
         time.sleep(0.5)
@@ -131,6 +132,7 @@ def test_redis_is_asked_seldom_when_the_worker_is_idle(queue_app: Flask, valkey:
         assert commands(valkey) - before <= 20
 
 
+@pytest.mark.slow
 def test_message_is_taken_up_at_once_when_a_busy_worker_has_a_slot_again(queue_app: Flask) -> None:
     log = Log()
     with working(queue_app, log, threads=1):
@@ -147,6 +149,7 @@ def test_message_is_taken_up_at_once_when_a_busy_worker_has_a_slot_again(queue_a
             assert log.done[second] - freed < SOON_SECONDS
 
 
+@pytest.mark.slow
 def test_busy_worker_shows_life_and_asks_for_nothing(queue_app: Flask, valkey: redis.Redis) -> None:
     log = Log()
     with working(queue_app, log, threads=1) as worker:
@@ -165,6 +168,7 @@ def test_busy_worker_shows_life_and_asks_for_nothing(queue_app: Flask, valkey: r
     assert time.time() - seen / 1000 < 2.5
 
 
+@pytest.mark.slow
 def test_each_message_is_taken_up_once_and_soon_when_workers_share_a_queue(queue_app: Flask) -> None:
     log = Log()
     with ExitStack() as stack:

@@ -204,15 +204,6 @@ def test_operator_is_named_when_the_system_has_no_name_for_them(monkeypatch: pyt
     assert re.fullmatch(r"uid \d+", audit.operator())
 
 
-def test_every_command_has_help(app: Flask, flask: Callable[..., Result]) -> None:
-    for group in ("user", "otp"):
-        commands: dict[str, Any] = app.cli.commands[group].commands  # type: ignore[attr-defined]
-        assert flask(group, "--help").exit_code == 0
-        for name, command in commands.items():
-            assert command.help, name
-            assert flask(group, name, "--help").exit_code == 0
-
-
 @pytest.mark.parametrize("command", [("user", "show"), ("user", "delete", "--yes"), ("otp", "issue")])
 def test_command_says_in_a_sentence_that_the_database_is_away(
     make_app: Callable[..., Flask], new_number: NewNumber, command: tuple[str, ...]

@@ -63,6 +63,7 @@ def test_settings_are_production_when_app_env_is_not_set() -> None:
         ("JWT_SECRET", SECRET[:31]),
         ("JWT_SECRET", "a" * 64),
         ("JWT_SECRET", "changeme-" + SECRET),
+        ("METRICS_TOKEN", "fifteen-letters"),
         ("GEMINI_API_KEY", ""),
         ("DATABASE_URL", ""),
         ("REDIS_URL", " "),
@@ -157,9 +158,9 @@ def test_every_combination_of_insecure_settings_is_refused_with_each_of_them_nam
     "command",
     [
         ["-m", "gunicorn", "wsgi:app"],
-        ["-m", "dramatiq", "chatapi.worker", "--processes", "1"],
-        ["-m", "dramatiq", "chatapi.chores", "--processes", "1"],
-        ["-m", "dramatiq", "chatapi.billing", "--processes", "1"],
+        ["-m", "chatapi.consume", "chatapi.worker", "--processes", "1"],
+        ["-m", "chatapi.consume", "chatapi.chores", "--processes", "1"],
+        ["-m", "chatapi.consume", "chatapi.billing", "--processes", "1"],
         ["-m", "flask", "--app", "wsgi", "sweeper"],
     ],
     ids=lambda command: " ".join(command[1:]),
@@ -316,3 +317,73 @@ def test_default_model_is_refused_when_not_everybody_could_use_it(
     (said,) = faults_of(GEMINI_MODELS=json.dumps(models) if models else "", GEMINI_MODEL=name)
 
     assert said.startswith(fault)
+
+
+def test_origins_are_taken_in_the_form_that_browsers_send() -> None:
+    named = "https://Chat.Example.com/, http://localhost:5173,https://chat.example.com:443,https://[2001:DB8::1]:8443"
+
+    origins = load_settings({**PRODUCTION, "CORS_ORIGINS": named})["CORS_ORIGINS"]
+
+    assert origins == ("https://chat.example.com", "http://localhost:5173", "https://[2001:db8::1]:8443")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "*",
+        "https://chat.example,*",
+        "chat.example",
+        "https://chat.example/path",
+        "https://*.example",
+        "https://u@chat.example",
+        "null",
+        "https://chat.example:port",
+    ],
+)
+def test_origins_are_refused_when_they_are_none_or_all(value: str) -> None:
+    (fault,) = faults_of(CORS_ORIGINS=value)
+
+    assert fault.startswith("CORS_ORIGINS ")
+
+
+@pytest.mark.parametrize("name", ["LOG_DIR", "PROMETHEUS_MULTIPROC_DIR"])
+def test_folders_are_refused_with_all_other_faults_when_they_cannot_be_made(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    faults = faults_of(**{name: str(tmp_path / "file" / "folder"), "OTP_DELIVERY": "echo"})
+
+    assert [fault.split()[0] for fault in faults] == sorted([name, "OTP_DELIVERY"])
+    assert load_settings({**PRODUCTION, name: str(tmp_path / "new" / "folder")})[name]
+    assert not (tmp_path / "new").exists()
+
+
+def test_all_origins_are_accepted_in_development() -> None:
+    assert load_settings({"APP_ENV": "development", "CORS_ORIGINS": "*"})["CORS_ORIGINS"] == ("*",)
+
+
+def test_trusted_hosts_are_those_named_and_no_others() -> None:
+    settings = load_settings(
+        {**PRODUCTION, "TRUSTED_HOSTS": "API.example.com, .chat.example", "PUBLIC_URL": "https://public.example"}
+    )
+
+    assert settings["TRUSTED_HOSTS"] == ("api.example.com", ".chat.example")
+
+
+def test_trusted_hosts_follow_from_the_public_address_when_none_are_named() -> None:
+    settings = load_settings({**PRODUCTION, "PUBLIC_URL": "https://API.example.com:8443/v1"})
+
+    assert settings["TRUSTED_HOSTS"] == ("api.example.com", "localhost", "127.0.0.1", "[::1]")
+
+
+@pytest.mark.parametrize("value", ["https://api.example.com", "api.example.com:443", "api example", "*", "a..b"])
+def test_trusted_hosts_are_refused_when_they_are_no_names(value: str) -> None:
+    (fault,) = faults_of(TRUSTED_HOSTS=value)
+
+    assert fault.startswith("TRUSTED_HOSTS ")
+
+
+@pytest.mark.parametrize("value", ["-1", "11", "yes"])
+def test_trusted_proxies_are_refused_when_they_are_no_number_of_hops(value: str) -> None:
+    (fault,) = faults_of(TRUSTED_PROXIES=value)
+
+    assert fault.startswith("TRUSTED_PROXIES ")

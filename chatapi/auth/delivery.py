@@ -12,7 +12,7 @@ from uuid import UUID
 import structlog
 from cryptography.fernet import Fernet
 from flask import current_app
-from sqlalchemy import delete, func, update
+from sqlalchemy import Row, delete, func, update
 
 from chatapi.auth.gateways import DeliveryFailedError, OtpMessage, configured_gateway
 from chatapi.auth.models import OutboxMessage
@@ -21,6 +21,7 @@ from chatapi.broker import CHORES_QUEUE, ring
 from chatapi.extensions import db, delete_some, in_transaction, take_due
 from chatapi.ids import uuid7
 from chatapi.keys import derived_key, hash_number
+from chatapi.request_ids import continue_request, current_request_id
 
 RETRY_SECONDS = 15
 """When a code that was not delivered is due again: longer than one attempt can take."""
@@ -51,6 +52,7 @@ def dispatch(mobile_number: str, purpose: Purpose, code: str) -> Dispatched:
         payload=_seal(mobile_number, purpose, code),
         due_at=func.now() + timedelta(seconds=RETRY_SECONDS),
         expires_at=func.now() + timedelta(seconds=OTP_TTL_SECONDS),
+        request_id=current_request_id(),
     )
     db.session.add(message)
     return Dispatched(outbox_id=message.id)
@@ -67,11 +69,12 @@ def deliver_otp(outbox_id: UUID) -> None:
     Safe to run twice: the gateway is given the same `message_id` and can tell. No transaction is open while the
     gateway is waited for.
     """
-    payload = in_transaction(lambda: _take(outbox_id))
-    if payload is None:
+    taken = in_transaction(lambda: _take(outbox_id))
+    if taken is None:
         return
+    continue_request(taken.request_id)
     try:
-        configured_gateway().send(_open(outbox_id, payload))
+        configured_gateway().send(_open(outbox_id, taken.payload))
     except DeliveryFailedError as error:
         log.warning("otp_delivery_failed", outbox_id=str(outbox_id), reason=error.reason, status=error.status)
         return
@@ -101,16 +104,15 @@ def prune_outbox() -> int:
     return delete_some(OutboxMessage, OutboxMessage.expires_at < func.now())
 
 
-def _take(outbox_id: UUID) -> bytes | None:
-    """Count an attempt; return the encrypted code, or None when it was delivered or is too old."""
-    payload: bytes | None = db.session.scalar(
+def _take(outbox_id: UUID) -> Row[bytes, str | None] | None:
+    """Count an attempt; return the encrypted code and who asked for it, None when it was delivered or is too old."""
+    return db.session.execute(
         update(OutboxMessage)
         .where(OutboxMessage.id == outbox_id, OutboxMessage.expires_at > func.now())
         .values(attempts=OutboxMessage.attempts + 1, due_at=func.now() + timedelta(seconds=RETRY_SECONDS))
-        .returning(OutboxMessage.payload)
+        .returning(OutboxMessage.payload, OutboxMessage.request_id)
         .execution_options(synchronize_session=False)
-    )
-    return payload
+    ).one_or_none()
 
 
 def _seal(mobile_number: str, purpose: Purpose, code: str) -> bytes:

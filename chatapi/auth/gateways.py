@@ -16,9 +16,13 @@ import requests
 from flask import current_app
 
 from chatapi.auth.otp import OTP_TTL_SECONDS, Purpose
+from chatapi.upstream.adapter import UpstreamAdapter, session_by
+from chatapi.upstream.calls import UpstreamCall
 
 GATEWAY_TIMEOUT_SECONDS = (3, 10)
-"""To connect, and to wait for the head of the answer."""
+"""To connect, and from one sign of life to the next."""
+GATEWAY_SECONDS = 14
+"""For all of it, less than until the next try."""
 
 _CODE_NAMES: dict[Purpose, str] = {
     "login": "sign-in code",
@@ -98,21 +102,26 @@ def post_to_gateway(
 ) -> None:
     """POST `data`, a mapping as a form; any answer but a 2xx, and none in time, raises `DeliveryFailedError`.
 
-    No redirect is followed: it would take number and code to where nobody configured it.
+    No redirect is followed: it would take number and code to where nobody configured it. `X-Request-ID` names the
+    request that asked for the code.
     """
+    call = UpstreamCall(GATEWAY_SECONDS)
     try:
-        response = requests.post(
-            url,
-            data=data,
-            headers=headers,
-            auth=auth,
-            timeout=GATEWAY_TIMEOUT_SECONDS,
-            allow_redirects=False,
-            stream=True,  # What the gateway has to say is not waited for.
-        )
-        response.close()
+        with call, session_by(UpstreamAdapter()) as session:
+            response = session.post(
+                url,
+                data=data,
+                headers=headers,
+                auth=auth,
+                timeout=GATEWAY_TIMEOUT_SECONDS,
+                allow_redirects=False,
+                stream=True,  # What the gateway has to say is not waited for.
+            )
+            response.close()
     except requests.RequestException as error:
         raise DeliveryFailedError(type(error).__name__) from None
+    if call.is_expired:  # What came of its head looks whole when the connection was shut.
+        raise DeliveryFailedError("ReadTimeout")
     if response.status_code // 100 != 2:
         raise DeliveryFailedError("refused", status=response.status_code)
 

@@ -113,6 +113,8 @@ class OutboxMessage(Base):
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     due_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    request_id: Mapped[str | None] = mapped_column(Text)
+    """The request that asked for the code."""
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 

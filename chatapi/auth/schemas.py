@@ -26,7 +26,10 @@ class Password(Text):
     """A password to be set, 8 to 128 characters; nothing is asked of what they are (ASVS 5.0, 6.2.1 and 6.2.5)."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(shortest=MIN_PASSWORD_LENGTH, longest=MAX_PASSWORD_LENGTH, load_only=True, **kwargs)
+        shown = {"example": "a lantern over the harbour"}
+        super().__init__(
+            shortest=MIN_PASSWORD_LENGTH, longest=MAX_PASSWORD_LENGTH, load_only=True, metadata=shown, **kwargs
+        )
 
 
 class UserSchema(ApiSchema):

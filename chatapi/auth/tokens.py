@@ -15,11 +15,12 @@ from flask import Flask, current_app, g, request
 from flask_jwt_extended import create_access_token, decode_token
 from flask_jwt_extended.exceptions import JWTDecodeError
 from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from chatapi.auth.models import Session, User
 from chatapi.errors import UnauthorizedError
 from chatapi.extensions import db, jwt
-from chatapi.security import client_network
+from chatapi.limits import client_network
 
 ISSUER = "chatapi"
 SESSION_CLAIM = "sid"
@@ -139,6 +140,30 @@ def require_user() -> None:
     claims: Claims | None = g.claims
     if claims is None:
         raise UnauthorizedError
+    user = _find_user(claims)
+    if user is None:
+        raise UnauthorizedError
+    g.user = user
+
+
+def notice_ended_session() -> None:
+    """Look on public routes too if the session of a token is still there; nobody is refused for it.
+
+    Whoever has a token of a session that ended could otherwise use up its owner's request budget there. To be called
+    before each request, behind the limiter, which bounds how often that can be.
+    """
+    claims: Claims | None = g.claims
+    is_looked_at = require_user in current_app.before_request_funcs.get(request.blueprint, ())
+    if claims is None or is_looked_at or "counted" not in g:
+        return
+    try:
+        _find_user(claims)
+    except SQLAlchemyError:
+        db.session.remove()
+
+
+def _find_user(claims: Claims) -> CurrentUser | None:
+    """Return who the claims speak of, None if the session or the account has ended, which is then remembered."""
     row = db.session.execute(
         select(
             User.disabled_at,
@@ -151,8 +176,8 @@ def require_user() -> None:
     ).one_or_none()
     if row is None or row.disabled_at is not None or row.session_version != claims.session_version:
         current_app.extensions["dead_sessions"].add(claims.session_id)
-        raise UnauthorizedError
-    g.user = CurrentUser(claims.user_id, claims.session_id, row.is_pro, row.rooms_version)
+        return None
+    return CurrentUser(claims.user_id, claims.session_id, row.is_pro, row.rooms_version)
 
 
 def current_user() -> CurrentUser:

@@ -21,6 +21,7 @@ from chatapi import metrics, quota
 from chatapi.chatrooms.live import live_replies
 from chatapi.chatrooms.prompts import ring_reply
 from chatapi.extensions import db, in_transaction
+from chatapi.request_ids import on_behalf_of
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +30,8 @@ log = structlog.get_logger(__name__)
 class Lease:
     """The right to answer one reply. `attempt` counts from 1, this one included.
 
-    `age_seconds` since acceptance, as of `taken_at` on this process's monotonic clock.
+    `age_seconds` since acceptance, as of `taken_at` on this process's monotonic clock. `request_id` is of the request
+    that asked for the reply.
     """
 
     message_id: UUID
@@ -39,6 +41,7 @@ class Lease:
     attempt: int
     age_seconds: float
     charged_day: date | None
+    request_id: str | None = None
     taken_at: float = field(default_factory=time.monotonic, compare=False)
 
     @property
@@ -69,7 +72,7 @@ class LeaseLostError(Exception):
 
 
 LEASE_COLUMNS = """
-    job.message_id, job.room_id, job.user_id, job.lease_token, job.attempts, reply.charged_day,
+    job.message_id, job.room_id, job.user_id, job.lease_token, job.attempts, reply.charged_day, job.request_id,
     extract(epoch FROM clock_timestamp() - job.created_at)::float AS age_seconds
 """
 """What `lease_of` reads, of a job that was just taken and the reply's message."""
@@ -110,6 +113,7 @@ def lease_of(row: Any) -> Lease:
         row.attempts,
         row.age_seconds,
         row.charged_day,
+        row.request_id,
     )
 
 
@@ -166,29 +170,31 @@ def conclude(lease: Lease, ending: Ending) -> bool:
         if not end_reply(lease, ending):
             raise LeaseLostError
 
-    try:
-        in_transaction(write)
-    except LeaseLostError:
-        log.warning("late_reply_refused", reply_id=str(lease.message_id))
-        return False
-    announce_end(lease, ending)
+    with on_behalf_of(lease.request_id):
+        try:
+            in_transaction(write)
+        except LeaseLostError:
+            log.warning("late_reply_refused", reply_id=str(lease.message_id))
+            return False
+        announce_end(lease, ending)
     return True
 
 
 def announce_end(lease: Lease, ending: Ending) -> None:
     """Tell all who wait for a reply that its end is committed, and ring for the next of the room."""
-    log.info(
-        "reply_ended",
-        reply_id=str(lease.message_id),
-        status=ending.status,
-        error=ending.error,
-        attempts=lease.attempt,
-        age_seconds=round(lease.age_now, 2),
-        prompt_tokens=ending.prompt_tokens,
-        output_tokens=ending.output_tokens,
-    )
+    with on_behalf_of(lease.request_id):
+        log.info(
+            "reply_ended",
+            reply_id=str(lease.message_id),
+            status=ending.status,
+            error=ending.error,
+            attempts=lease.attempt,
+            age_seconds=round(lease.age_now, 2),
+            prompt_tokens=ending.prompt_tokens,
+            output_tokens=ending.output_tokens,
+        )
+        live_replies().announce_end(lease.message_id)
     metrics.ended(ending.status, ending.error, lease.age_now, ending.prompt_tokens, ending.output_tokens)
-    live_replies().announce_end(lease.message_id)
     waiting = db.session.scalar(_NEXT_IN_ROOM, {"room_id": lease.room_id})
     if waiting is not None:
         ring_reply(waiting)

@@ -24,7 +24,8 @@ ENDED_SECONDS = 120
 
 MOST_WAIT_SECONDS = 5.0
 """How long one read may wait: as often a reader sees if its client and its session are still there."""
-QUICK_WAIT_SECONDS = 1.0
+QUICK_WAIT_SECONDS = 0.5
+"""How long one may wait on which a request's answer depends: should Redis hang, that comes later by no more."""
 
 BEGINNING = "0-0"
 
@@ -60,10 +61,10 @@ class LiveReplies:
 
     def __init__(self, url: str, most_readers: int) -> None:
         self._writer = redis.Redis.from_url(url, protocol=2, **REDIS_OPTIONS)
-        # A read that waits has a connection to itself. Its patience belongs to the connection, hence two kinds.
-        self._readers = _patient(url, MOST_WAIT_SECONDS, most_readers)
-        self._quick_readers = _patient(url, QUICK_WAIT_SECONDS, most_readers)
-        self._breaker = RedisBreaker("live_replies", rest_seconds=1.0)
+        # A read that waits has a connection to itself. Its patience belongs to the connection, hence several kinds.
+        waits = (0.0, QUICK_WAIT_SECONDS, MOST_WAIT_SECONDS)
+        self._readers = {seconds: _patient(url, seconds, most_readers) for seconds in waits}
+        self._breaker = RedisBreaker("live_replies", rest_seconds=1.0, server=url)
 
     def append(self, pieces: Sequence[Piece]) -> list[bool]:
         """Append `pieces` in one round trip; return for each if it is there, or if its stream was lost before it.
@@ -108,8 +109,9 @@ class LiveReplies:
         return bool(self._read(_end_key(message_id), BEGINNING, wait_seconds))
 
     def _read(self, key: str, after: str, wait_seconds: float) -> list[Written]:
-        client = self._readers if wait_seconds > QUICK_WAIT_SECONDS else self._quick_readers
-        block = int(min(wait_seconds, MOST_WAIT_SECONDS) * 1000) or None  # For Redis, 0 is for ever.
+        wait_seconds = min(wait_seconds, MOST_WAIT_SECONDS)
+        client = next(client for seconds, client in self._readers.items() if wait_seconds <= seconds)
+        block = int(wait_seconds * 1000) or None  # For Redis, 0 is for ever.
         found = cast("list[Any]", self._breaker.call(lambda: client.xread({key: after}, block=block)))
         entries: Iterable[tuple[str, Mapping[str, str]]] = found[0][1] if found else ()
         return [_written(position, entry) for position, entry in entries]
@@ -128,7 +130,9 @@ def live_replies() -> LiveReplies:
 
 def _patient(url: str, wait_seconds: float, most: int) -> redis.Redis:
     options = {**REDIS_OPTIONS, "socket_timeout": wait_seconds + REDIS_OPTIONS["socket_timeout"]}
-    return redis.Redis.from_url(url, protocol=2, decode_responses=True, max_connections=most, **options)
+    return redis.Redis.from_url(
+        url, protocol=2, decode_responses=True, encoding_errors="replace", max_connections=most, **options
+    )
 
 
 def _key(message_id: UUID) -> str:
@@ -142,4 +146,7 @@ def _end_key(message_id: UUID) -> str:
 def _written(position: str, entry: Mapping[str, str]) -> Written:
     if "e" in entry:
         return Written(position, is_end=True)
-    return Written(position, int(entry["t"]), int(entry["o"]), entry["x"])
+    try:
+        return Written(position, int(entry["t"]), int(entry["o"]), entry["x"])
+    except (KeyError, ValueError):  # None of ours. Without a token it is older than everything, and is passed over.
+        return Written(position)

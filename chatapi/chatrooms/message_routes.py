@@ -46,6 +46,16 @@ PROMPT_HEADERS = {
     **ACCEPTED_HEADERS,
     "Preference-Applied": {"description": "`wait=N` if the reply is finished", "schema": {"type": "string"}},
 }
+STREAM_EVENT = {
+    "description": "One of the events",
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string", "enum": ["delta", "reset", "done", "stopped", "error"]},
+        "data": {"type": "string", "description": "A JSON object", "contentMediaType": "application/json"},
+    },
+    "required": ["id", "event", "data"],
+}
 
 blueprint = ApiBlueprint("messages", __name__, url_prefix="/chatroom", description="Prompts and replies")
 
@@ -87,7 +97,7 @@ def read_message(chatroom_id: str, message_id: str) -> dict[str, Any]:
 
 @blueprint.get("/<chatroom_id>/message/<message_id>/stream")
 @blueprint.arguments(StreamHeadersSchema, location="headers")
-@blueprint.response(200, {"type": "string"}, content_type="text/event-stream", description="Server-sent events")
+@blueprint.response(200, STREAM_EVENT, content_type="text/event-stream", description="Server-sent events")
 @blueprint.alt_response(204, description="The stream had ended, and you had all of it", success=True)
 @blueprint.problems(404, 409, 503)
 def stream_message(position: dict[str, Any], chatroom_id: str, message_id: str) -> Response:

@@ -22,6 +22,7 @@ from chatapi.chatrooms.models import FINAL, Chatroom, Message
 from chatapi.errors import ChatAPIError, ConflictError, NotFoundError, ServiceUnavailableError, UnauthorizedError
 from chatapi.extensions import db
 from chatapi.ids import parse_id, uuid7
+from chatapi.request_ids import current_request_id
 
 GENERATE_REPLY = "generate_reply"
 REPLIES_QUEUE = "replies"
@@ -53,8 +54,8 @@ _ACCEPT = """
         INSERT INTO messages (id, room_id, user_id, seq, message_type, content, status, reply_to, charged_day)
         SELECT :reply_id, id, user_id, seq, 'ai', '', 'pending', :prompt_id, :charged_day FROM room
     ), job AS (
-        INSERT INTO reply_jobs (message_id, room_id, user_id, seq, ring_at)
-        SELECT :reply_id, id, user_id, seq, now() + make_interval(secs => :ring_grace) FROM room
+        INSERT INTO reply_jobs (message_id, room_id, user_id, seq, ring_at, request_id)
+        SELECT :reply_id, id, user_id, seq, now() + make_interval(secs => :ring_grace), :request_id FROM room
     )
     SELECT load.in_flight, load.backlog, room.seq, now() AS accepted_at FROM load LEFT JOIN room ON true
 """
@@ -219,9 +220,8 @@ def _insert(
     config = current_app.config
     bounds = {"max_in_flight": config["MAX_IN_FLIGHT_PER_USER"], "max_backlog": config["MAX_BACKLOG"]}
     ids = {"user_id": user_id, "room_id": room_id, "prompt_id": prompt_id, "reply_id": reply_id}
-    row = db.session.execute(
-        statement, {**ids, **bounds, "charged_day": charged_day, "ring_grace": RING_GRACE_SECONDS, **more}
-    ).one()
+    job = {"ring_grace": RING_GRACE_SECONDS, "request_id": current_request_id()}
+    row = db.session.execute(statement, {**ids, **bounds, **job, "charged_day": charged_day, **more}).one()
     if row.in_flight >= bounds["max_in_flight"]:
         raise TooManyInFlightError(retry_after=IN_FLIGHT_RETRY_AFTER_SECONDS)
     if row.backlog >= bounds["max_backlog"]:

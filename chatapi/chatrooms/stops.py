@@ -22,6 +22,7 @@ from chatapi.chatrooms.models import Message
 from chatapi.chatrooms.prompts import NotAReplyError
 from chatapi.errors import NotFoundError
 from chatapi.extensions import db, in_transaction
+from chatapi.request_ids import on_behalf_of
 
 WORKER_SECONDS = 2.0
 """How long the worker has to end a reply that is to be stopped."""
@@ -37,7 +38,7 @@ _REQUEST = text("""
     WITH reply AS (SELECT id FROM messages WHERE id = :message_id FOR UPDATE)
     UPDATE reply_jobs SET stop_requested_at = coalesce(stop_requested_at, clock_timestamp())
     WHERE message_id = (SELECT id FROM reply)
-    RETURNING coalesce(lease_expires_at > clock_timestamp(), false) AS is_held
+    RETURNING coalesce(lease_expires_at > clock_timestamp(), false) AS is_held, request_id
 """)
 
 
@@ -62,7 +63,8 @@ def _request_stop(message_id: UUID) -> bool:
     """Write the wish down; return whether a worker holds the reply just now."""
     row: Row[Any] | None = db.session.execute(_REQUEST, {"message_id": message_id}).one_or_none()
     if row is not None:
-        log.info("reply_stop_requested", reply_id=str(message_id), is_held=row.is_held)
+        with on_behalf_of(row.request_id):
+            log.info("reply_stop_requested", reply_id=str(message_id), is_held=row.is_held)
     return row is not None and row.is_held
 
 

@@ -15,10 +15,10 @@ from chatapi.admission import is_client_gone, waiting_room
 from chatapi.auth.models import Session, User
 from chatapi.breaker import CircuitOpenError
 from chatapi.chatrooms.follower import Follower
-from chatapi.chatrooms.live import BEGINNING, MOST_WAIT_SECONDS, LiveReplies, Written, live_replies
+from chatapi.chatrooms.live import BEGINNING, MOST_WAIT_SECONDS, QUICK_WAIT_SECONDS, LiveReplies, Written, live_replies
 from chatapi.chatrooms.models import Message
 from chatapi.chatrooms.prompts import NotAReplyError, TooBusyError
-from chatapi.extensions import db
+from chatapi.extensions import REDIS_BUDGET_SECONDS, db
 
 CHECK_EVERY_SECONDS = 10.0
 """How often PostgreSQL is asked even though nothing points to an end: the announcement may be lost with Redis, the
@@ -82,15 +82,19 @@ def wait_for_reply(reply_id: UUID, seconds: int) -> Message | None:
 
 
 def _await_end(live: LiveReplies, reply_id: UUID, deadline: float) -> Message | None:
-    while (left := deadline - time.monotonic()) > 0 and not waiting_room().is_closing and not is_client_gone():
+    while not waiting_room().is_closing and not is_client_gone():
+        left = deadline - time.monotonic()
+        if left < REDIS_BUDGET_SECONDS:  # Should it hang, the answer would be late.
+            time.sleep(max(0.0, left))
+            break
         try:
-            if live.wait_for_end(reply_id, left):
+            if live.wait_for_end(reply_id, min(left, QUICK_WAIT_SECONDS)):
                 return _look(reply_id)
         except CircuitOpenError:
             # Nobody will tell, so this is the one time when PostgreSQL is asked again and again.
-            time.sleep(min(left, PATIENCE_WITHOUT_REDIS_SECONDS))
             if reply := _look(reply_id):
                 return reply
+            time.sleep(min(max(0.0, deadline - time.monotonic()), PATIENCE_WITHOUT_REDIS_SECONDS))
     return None
 
 

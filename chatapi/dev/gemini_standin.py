@@ -1,7 +1,8 @@
 """A server that speaks Gemini's REST wire, for `make run` without a key and for tests.
 
 It answers generateContent, streamGenerateContent (a JSON array, or SSE with `alt=sse`), countTokens and the list of
-models. The reply tells what arrived. A model whose name begins with `unknown` or `gone` is not found.
+models. The reply tells what arrived. A model whose name begins with `unknown` or `gone` is not found, one that begins
+with `embedding` answers no prompts, and a key that begins with `invalid` is refused; any other will do.
 
 A fault (`chatapi.dev.gemini_faults.Fault` has the fields) can be asked for
 - in the process: `standin.add_fault(Fault("503", times=2))`, `standin.clear()`;
@@ -144,12 +145,18 @@ class _Handler(StandinHandler):
     def _answer_by(self, route: Callable[[str, bytes], None]) -> None:
         try:
             raw = self.read_body()
-            route(self.url_path(), raw)
+            if self._key().startswith("invalid") and self.url_path().startswith("/v1beta/"):
+                self.send_json(400, wire.fault_error_body(400, "", None))
+            else:
+                route(self.url_path(), raw)
         except BodyRefusedError:
             message = f"Request payload size exceeds the limit: {MAX_BODY_BYTES} bytes, or its length is not known."
             self.send_json(400, wire.error_body(400, message))
         except wire.InvalidRequestError as error:
             self.send_json(400, wire.error_body(400, str(error)))
+
+    def _key(self) -> str:
+        return str(self.headers.get("x-goog-api-key") or "".join(self.query().get("key", [])))
 
     def _get(self, path: str, _: bytes) -> None:
         standin = self.server.standin

@@ -270,13 +270,14 @@ def too_long_body() -> dict[str, Any]:
 
 def model_body(model: str) -> dict[str, Any]:
     """Describe a model as ListModels does."""
+    is_for_prompts = not model.startswith("embedding")
     return {
         "name": f"models/{model}",
         "version": "stand-in",
         "displayName": f"Stand-in for {model}",
         "inputTokenLimit": MAX_INPUT_TOKENS,
         "outputTokenLimit": 65_536,
-        "supportedGenerationMethods": ["generateContent", "countTokens"],
+        "supportedGenerationMethods": ["generateContent", "countTokens"] if is_for_prompts else ["embedContent"],
     }
 
 

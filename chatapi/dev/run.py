@@ -231,6 +231,7 @@ class Runner:
     def _write_services_file(self, services: Mapping[str, str]) -> None:
         """Leave the addresses of what was started for `flask` commands in other terminals."""
         if services:
+            services = {**services, "PORT": self.environ.get("PORT") or "5000"}
             descriptor = os.open(self._services_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "w") as file:
                 file.writelines(f"{name}='{value}'\n" for name, value in services.items())

@@ -34,7 +34,7 @@ def system_children(environ: Mapping[str, str], port: int | None = None, log_dir
         pool = ["--processes", processes, "--threads", threads, "--queues", *queues]
         return child(
             name,
-            "dramatiq",
+            "chatapi.consume",
             module,
             *pool,
             # In milliseconds, and shorter than `stop_timeout`.

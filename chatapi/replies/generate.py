@@ -28,10 +28,12 @@ from chatapi.replies.gemini.base import (
     Prompt,
 )
 from chatapi.replies.leases import HeldLease, LeaseKeeper
+from chatapi.replies.metered import metered_call
 from chatapi.replies.publisher import LiveText, Publisher
 from chatapi.replies.storable import storable
 from chatapi.replies.titles import ring_title, wants_title
 from chatapi.replies.token_counter import token_counter
+from chatapi.request_ids import continue_request
 
 FIRST_BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0
@@ -67,6 +69,7 @@ class ReplyMaker:
         lease = in_transaction(lambda: jobs.take_lease(message_id))
         if lease is None:
             return
+        continue_request(lease.request_id)
         structlog.contextvars.bind_contextvars(reply_id=str(message_id), attempt=lease.attempt)
         log.info("reply_attempt_began", age_seconds=round(lease.age_seconds, 1))
         with self._keeper.hold(lease) as held:
@@ -87,6 +90,10 @@ class ReplyMaker:
             if held.is_to_stop:
                 _end(held, Ending("stopped", content=live.text, model=held.model, text_token=lease.token))
         except GeminiRejected as error:
+            # What users ask for is refused now and then; a key, a model or a quota should not be.
+            (log.error if error.reason == "upstream_rejected" else log.info)(
+                "reply_rejected", reason=error.reason, status=error.status
+            )
             _end(held, failed(error.reason))
         except GeminiRetryable as error:
             _retry_or_give_up(held, error)
@@ -125,7 +132,8 @@ class ReplyMaker:
         def ask(model: str) -> Answer:
             held.model = model
             call = held.call(max(0.1, deadline - time.monotonic()))
-            return self._client.stream(dataclasses.replace(prompt, model=model), call, on_text)
+            with metered_call(entry.alias):
+                return self._client.stream(dataclasses.replace(prompt, model=model), call, on_text)
 
         answer = answer_with_fallback(entry, ask)
         token_counter.learn_from(prompt, answer)
@@ -174,6 +182,7 @@ def _retry_or_give_up(held: HeldLease, error: GeminiRetryable) -> None:
     is_too_late = lease.age_now + delay > current_app.config["REPLY_MAX_AGE_SECONDS"]
     reason = "timed_out" if error.timed_out or is_too_late else "upstream_unavailable"
     if is_last or is_too_late:
+        log.warning("reply_given_up", reason=str(error))
         _end(held, failed(reason))
         return
     held.is_ending = True

@@ -12,13 +12,14 @@ from chatapi.auth.models import AuditEvent
 from chatapi.chatrooms.endings import Ending, Lease, announce_end, seize_and_end
 from chatapi.chatrooms.prompts import ring_reply
 from chatapi.extensions import db, in_transaction
+from chatapi.request_ids import on_behalf_of
 
 REASONS = ("upstream_unavailable", "timed_out", "internal_error")
 
 RETRY_BATCH = 500
 
 _FIND = text("""
-    SELECT message.status, job.lease_expires_at > clock_timestamp() AS is_running, account.number_hash
+    SELECT message.status, job.lease_expires_at > clock_timestamp() AS is_running, job.request_id, account.number_hash
     FROM messages AS message
     JOIN chatrooms AS room ON room.id = message.room_id JOIN users AS account ON account.id = room.user_id
     LEFT JOIN reply_jobs AS job ON job.message_id = message.id
@@ -48,17 +49,19 @@ def retry_reply(reply_id: UUID) -> str:
     Raises `RefusedError` when there is no such reply, or when it has ended.
     """
 
-    def work() -> tuple[str, AuditEvent | None]:
+    def work() -> tuple[str, AuditEvent | None, str | None]:
         found = _find(reply_id)
         if found.is_running:
-            return "is in work already", None
+            return "is in work already", None, None
         if not db.session.scalars(_MAKE_DUE, {"reply_id": reply_id, "limit": 1}).all():
-            return "is not waiting for a retry: it is due, and comes as soon as a worker takes it", None
-        return "is due now", audit.record("reply_retried", found.number_hash, reply_id=str(reply_id))
+            return "is not waiting for a retry: it is due, and comes as soon as a worker takes it", None, None
+        event = audit.record("reply_retried", found.number_hash, reply_id=str(reply_id))
+        return "is due now", event, found.request_id
 
-    came_of_it, event = in_transaction(work)
+    came_of_it, event, request_id = in_transaction(work)
     if event is not None:
-        audit.announce(event)
+        with on_behalf_of(request_id):
+            audit.announce(event)
     ring_reply(reply_id)
     return came_of_it
 
@@ -91,7 +94,8 @@ def fail_reply(reply_id: UUID, reason: str) -> None:
 
     ended, event = in_transaction(work)
     announce_end(*ended)
-    audit.announce(event)
+    with on_behalf_of(ended[0].request_id):
+        audit.announce(event)
 
 
 def _find(reply_id: UUID) -> Any:

@@ -12,8 +12,9 @@ from flask import Flask
 
 from chatapi.chatrooms.endings import Lease
 from chatapi.extensions import in_transaction
-from chatapi.replies.gemini.calls import UpstreamCall
 from chatapi.replies.jobs import RENEW_EVERY_SECONDS, look_after, renew_leases
+from chatapi.request_ids import on_behalf_of
+from chatapi.upstream.calls import UpstreamCall
 
 LOOK_EVERY_SECONDS = 0.5
 """How soon a reply notices that it is to be stopped, or was taken away: one small query for all of the process."""
@@ -120,7 +121,8 @@ class LeaseKeeper:
             with self._changed:
                 is_held = held.lease.token in self._held  # Else it was given back meanwhile.
             if is_held:
-                log.warning("lease_lost", reply_id=str(held.lease.message_id))
+                with on_behalf_of(held.lease.request_id):
+                    log.warning("lease_lost", reply_id=str(held.lease.message_id))
                 held.cancel(is_to_stop=False)
         elif is_to_stop:
             held.cancel(is_to_stop=True)

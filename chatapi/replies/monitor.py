@@ -12,12 +12,16 @@ import redis
 from flask import current_app
 from sqlalchemy import text
 
+from chatapi.auth.limits import Limit
 from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE, NAMESPACE, QueueBroker
 from chatapi.chatrooms.prompts import REPLIES_QUEUE
 from chatapi.extensions import db
 from chatapi.replies.titles import TITLES_QUEUE
 
 QUEUES = (REPLIES_QUEUE, TITLES_QUEUE, CHORES_QUEUE, BILLING_QUEUE)
+SWEEPS = Limit("sweeps", ((1, 10), (10, 60)))
+"""The sweepers' sign of life: whichever is the first of all to count one that may be counted again."""
+
 STATES = ("waiting", "running", "retrying", "stopping")
 
 # In work, by a lease that holds; else between two attempts or after one whose worker died; else never tried.
@@ -41,6 +45,20 @@ _SUMMARY = text(f"""
            greatest(coalesce(({_QUEUE_AGE}), 0), 0) AS queue_age_seconds
     FROM (SELECT *, {_STATE} AS state FROM reply_jobs) AS jobs
 """)  # noqa: S608 - of our own constants
+
+# The sweeper passes over what waits its turn in a room, and sees to all else whose time has come.
+_SWEEPING = text("""
+    SELECT (
+        SELECT greatest(coalesce(extract(epoch FROM clock_timestamp() - min(ring_at)), 0), 0)::float
+        FROM reply_jobs AS job
+        WHERE ring_at <= clock_timestamp() AND NOT EXISTS (
+            SELECT FROM reply_jobs AS earlier WHERE earlier.room_id = job.room_id AND earlier.seq < job.seq
+        )
+    ) AS unrung_seconds, (
+        SELECT greatest(extract(epoch FROM clock_timestamp() - hits[cardinality(hits)]), 0)::float
+        FROM auth_limits WHERE name = :name AND subject = ''
+    ) AS swept_seconds
+""")
 
 _LIST = text(f"""
     SELECT * FROM (
@@ -79,6 +97,17 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Sweeping:
+    """For how long sweepers have left alone what they should see to, and how long ago one gave a sign of life.
+
+    `swept_seconds` is None when none ever did.
+    """
+
+    unrung_seconds: float
+    swept_seconds: float | None
+
+
+@dataclass(frozen=True)
 class Job:
     """An unfinished reply."""
 
@@ -96,6 +125,11 @@ class Job:
 def read_summary() -> Summary:
     """Return what is unfinished, in one query over its jobs alone."""
     return Summary(**db.session.execute(_SUMMARY).one()._asdict())
+
+
+def read_sweeping() -> Sweeping:
+    """Return whether there is a sweeper, by what it does and by its sign of life."""
+    return Sweeping(**db.session.execute(_SWEEPING, {"name": SWEEPS.name}).one()._asdict())
 
 
 def read_last_hour() -> list[dict[str, Any]]:

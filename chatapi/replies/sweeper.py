@@ -15,8 +15,9 @@ import structlog
 from flask import current_app
 from sqlalchemy.exc import SQLAlchemyError
 
+from chatapi import metrics
 from chatapi.auth.delivery import prune_outbox, ring_delivery, take_due_deliveries
-from chatapi.auth.limits import prune_limits
+from chatapi.auth.limits import prune_limits, try_take
 from chatapi.auth.otp import prune_codes
 from chatapi.auth.service import prune_signups
 from chatapi.auth.sessions import prune_sessions
@@ -27,11 +28,13 @@ from chatapi.chatrooms.prompts import REPLIES_QUEUE, ring_reply
 from chatapi.chatrooms.stops import stopped, streamed_text
 from chatapi.extensions import db, in_batches, in_transaction
 from chatapi.replies.jobs import seize_overdue, take_due_jobs
+from chatapi.replies.monitor import SWEEPS
 from chatapi.subscriptions.closures import CLOSE_CUSTOMER, take_due_closures
 from chatapi.subscriptions.events import HANDLE_EVENT, prune_events, take_due_events
 from chatapi.subscriptions.reconcile import RECONCILE, take_due_reconciliation
 
 SWEEP_EVERY_SECONDS = 1.0
+BEAT_EVERY_SECONDS = 10.0
 CLEAN_EVERY_SECONDS = 60.0
 CLEAN_SECONDS = 1.0
 """For each kind of thing: nothing is rung for meanwhile. What is left waits for the next time."""
@@ -60,10 +63,14 @@ log = structlog.get_logger(__name__)
 
 def run_sweeper(stop: threading.Event) -> None:
     """Sweep every second until `stop` is set. PostgreSQL being away is waited out."""
-    cleaned_at = ended_at = float("-inf")
+    metrics.started("sweeper")
+    cleaned_at = ended_at = beaten_at = float("-inf")
     while not stop.is_set():
         try:
             sweep()
+            if time.monotonic() - beaten_at >= BEAT_EVERY_SECONDS:
+                in_transaction(beat)
+                beaten_at = time.monotonic()
             if time.monotonic() - ended_at >= OVERDUE_EVERY_SECONDS:
                 end_overdue()
                 ended_at = time.monotonic()
@@ -100,6 +107,11 @@ def _ring_batch(take: Callable[[int], list[UUID]], ring_one: Callable[[UUID], ob
     for row_id in due:
         ring_one(row_id)
     return len(due)
+
+
+def beat() -> None:
+    """Note in PostgreSQL that a round is done, for whoever looks whether there is a sweeper at all."""
+    try_take(SWEEPS, b"")
 
 
 def end_overdue() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -19,8 +18,10 @@ from chatapi.errors import UnauthorizedError
 from chatapi.extensions import db, in_transaction
 from chatapi.replies.fallback import answer_with_fallback
 from chatapi.replies.gemini.base import Answer, GeminiClient, GeminiError, Prompt, Turn
-from chatapi.replies.gemini.calls import UpstreamCall
+from chatapi.replies.metered import metered_call
 from chatapi.replies.title_text import clean_title
+from chatapi.request_ids import continue_request, current_request_id
+from chatapi.upstream.calls import UpstreamCall
 
 TITLE_ROOM = "title_room"
 TITLES_QUEUE = "titles"
@@ -41,7 +42,8 @@ MOST_AT_ONCE = 4
 MOST_WAITING = 1000
 """Rooms that wait for a title in a process; one that finds no place is asked for again by its next reply."""
 
-_waiting: deque[UUID] = deque()
+_waiting: dict[UUID, str | None] = {}
+"""In their order, each with the request that it was asked for by."""
 _at_work = 0
 _lock = threading.Lock()
 
@@ -68,7 +70,7 @@ def wants_title(room_id: UUID) -> bool:
 
 def ring_title(room_id: UUID) -> None:
     """Wake a worker up to give the room a title; what is lost of it, the room's next reply asks for again."""
-    ring(TITLE_ROOM, TITLES_QUEUE, room_id)
+    ring(TITLE_ROOM, TITLES_QUEUE, room_id, request_id=current_request_id())
 
 
 def title_room(room_id: UUID, client: GeminiClient) -> None:
@@ -80,25 +82,28 @@ def title_room(room_id: UUID, client: GeminiClient) -> None:
     global _at_work  # noqa: PLW0603 - one line for the whole process
     with _lock:
         if room_id not in _waiting and len(_waiting) < MOST_WAITING:
-            _waiting.append(room_id)
+            _waiting[room_id] = current_request_id()
         if _at_work >= MOST_AT_ONCE:
             return
         _at_work += 1
     while (waiting := _next_waiting()) is not None:
+        next_room_id, request_id = waiting
+        continue_request(request_id)
         try:
-            _title_room(waiting, client)
+            _title_room(next_room_id, client)
         except Exception as error:  # noqa: BLE001 - those who wait in line must not suffer for it
-            log.warning("title_failed", room_id=str(waiting), reason=type(error).__name__, status=None)
+            log.warning("title_failed", room_id=str(next_room_id), reason=type(error).__name__, status=None)
         finally:
             db.session.remove()
 
 
-def _next_waiting() -> UUID | None:
+def _next_waiting() -> tuple[UUID, str | None] | None:
     """Take the next room of the line; None ends the work of this thread."""
     global _at_work  # noqa: PLW0603
     with _lock:
         if _waiting:
-            return _waiting.popleft()
+            room_id = next(iter(_waiting))
+            return room_id, _waiting.pop(room_id)
         _at_work -= 1
         return None
 
@@ -136,7 +141,8 @@ def _ask(exchange: Row[Any], client: GeminiClient) -> Answer:
 
     def ask(model: str) -> Answer:
         # A call is good once, and a fallback has the time that is left.
-        return client.generate(replace(prompt, model=model), UpstreamCall(max(0.1, ends_at - time.monotonic())))
+        with metered_call(entry.alias):
+            return client.generate(replace(prompt, model=model), UpstreamCall(max(0.1, ends_at - time.monotonic())))
 
     return answer_with_fallback(entry, ask)
 

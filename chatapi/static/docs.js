@@ -5,4 +5,6 @@ window.ui = SwaggerUIBundle({
   deepLinking: true,
   persistAuthorization: true,
   tryItOutEnabled: true,
+  // Else the address of this document would be sent to a service elsewhere.
+  validatorUrl: null,
 });

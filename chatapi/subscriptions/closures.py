@@ -15,6 +15,7 @@ from sqlalchemy import Row, select, text
 from chatapi.auth.models import User
 from chatapi.extensions import db, in_transaction, take_due
 from chatapi.ids import uuid7
+from chatapi.request_ids import continue_request, current_request_id
 from chatapi.subscriptions.backoff import ATTEMPT_SECONDS, RING_AGAIN_SECONDS, retry_seconds
 from chatapi.subscriptions.failures import reason_of
 from chatapi.subscriptions.gateway import MissingAtStripeError, StripeGateway, gateway
@@ -26,9 +27,10 @@ CLOSE_CUSTOMER = "close_customer"
 log = structlog.get_logger(__name__)
 
 _CLOSE = text("""
-    INSERT INTO billing_closures (id, stripe_customer_id, due_at) VALUES (:id, :customer_id, now())
-    ON CONFLICT (stripe_customer_id)
-    DO UPDATE SET due_at = now(), not_before = NULL, attempts = 0, confirmed_at = NULL
+    INSERT INTO billing_closures (id, stripe_customer_id, due_at, request_id)
+    VALUES (:id, :customer_id, now(), :request_id)
+    ON CONFLICT (stripe_customer_id) DO UPDATE
+    SET due_at = now(), not_before = NULL, attempts = 0, confirmed_at = NULL, request_id = excluded.request_id
 """)
 
 _TAKE = text("""
@@ -36,21 +38,23 @@ _TAKE = text("""
     SET attempts = attempts + 1, due_at = now() + make_interval(secs => :seconds),
         not_before = now() + make_interval(secs => :seconds)
     WHERE id = :id AND due_at IS NOT NULL AND (not_before IS NULL OR not_before <= now())
-    RETURNING stripe_customer_id, attempts, not_before
+    RETURNING stripe_customer_id, attempts, not_before, request_id
 """)
 
-# What was asked for again meanwhile has another time, or none, and stays due.
+# What was asked for again meanwhile has another time, or none, and stays due. Once it is done, nothing but the
+# customer is kept: the request's id would lead by the logs to whose account it was.
 _END = text("""
     UPDATE billing_closures
     SET due_at = now() + make_interval(secs => :delay), not_before = now() + make_interval(secs => :delay),
-        last_error = :reason, confirmed_at = CASE WHEN :reason IS NULL THEN now() END
+        last_error = :reason, confirmed_at = CASE WHEN :reason IS NULL THEN now() END,
+        request_id = CASE WHEN :reason IS NULL THEN NULL ELSE request_id END
     WHERE id = :id AND not_before = :taken_until
 """)
 
 
 def close_customer(customer_id: str) -> None:
     """Have everything of a customer ended, as soon as the sweeper comes by; within the caller's transaction."""
-    db.session.execute(_CLOSE, {"id": uuid7(), "customer_id": customer_id})
+    db.session.execute(_CLOSE, {"id": uuid7(), "customer_id": customer_id, "request_id": current_request_id()})
 
 
 def close_account(user: User) -> None:
@@ -75,6 +79,7 @@ def end_customer(closure_id: UUID) -> None:
     )
     if taken is None:
         return
+    continue_request(taken.request_id)
     reason = None
     try:
         _end_all(gateway(), taken.stripe_customer_id)

@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import Row, func, text
 
 from chatapi.extensions import db, delete_some, in_transaction, take_due
+from chatapi.request_ids import continue_request
 from chatapi.subscriptions.backoff import ATTEMPT_SECONDS, RING_AGAIN_SECONDS, retry_seconds
 from chatapi.subscriptions.closures import close_customer, is_closed
 from chatapi.subscriptions.customers import adopt_customer, why_nobody
@@ -36,7 +37,7 @@ _TAKE = text("""
     SET attempts = attempts + 1, due_at = now() + make_interval(secs => :seconds),
         not_before = now() + make_interval(secs => :seconds)
     WHERE id = :id AND due_at IS NOT NULL AND (not_before IS NULL OR not_before <= now())
-    RETURNING event_id, type, customer_id, attempts, received_at, now() - received_at AS age
+    RETURNING event_id, type, customer_id, attempts, received_at, request_id, now() - received_at AS age
 """)
 
 _CLOSE = text("""
@@ -65,6 +66,7 @@ def handle_event(row_id: UUID) -> None:
     event = in_transaction(lambda: db.session.execute(_TAKE, {"id": row_id, "seconds": ATTEMPT_SECONDS}).one_or_none())
     if event is None:
         return
+    continue_request(event.request_id)
     try:
         status, reason = _handle(event)
     except _LaterError as error:

@@ -23,6 +23,7 @@ import config_billing
 from chatapi.errors import BadRequestError, ServiceUnavailableError
 from chatapi.parsing import strict_json
 from chatapi.subscriptions.remote import RemoteCheckout, RemoteCustomer, RemoteSubscription, time_of
+from chatapi.subscriptions.transport import bounded_session
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 UNAVAILABLE_RETRY_AFTER_SECONDS = 5
@@ -45,14 +46,14 @@ log = structlog.get_logger(__name__)
 class Patience(Enum):
     """How long to wait for Stripe.
 
-    The seconds from one sign of life to the next, how often a call is made again, and for how many seconds in all
-    another call is begun.
+    The seconds from one sign of life to the next, those for an answer as a whole, however it trickles in, how often a
+    call is made again, and for how many seconds in all another call is begun.
     """
 
-    BACKGROUND = (10.0, 1, math.inf)
-    REQUEST = (3.0, 1, 8.0)
+    BACKGROUND = (10.0, 15.0, 1, math.inf)
+    REQUEST = (3.0, 5.0, 1, 8.0)
     """Somebody waits for the answer, and can do without it."""
-    GLANCE = (2.0, 0, 2.0)
+    GLANCE = (2.0, 3.0, 0, 2.0)
     """Somebody waits for something else."""
 
 
@@ -78,8 +79,16 @@ class SetupRefusedError(Exception):
     """Stripe did not do what an operator asked for; the message says so in a sentence."""
 
 
+class SetupUnreachableError(SetupRefusedError):
+    """Nobody answers."""
+
+
 class SetupMissingError(SetupRefusedError):
     """There is no such object."""
+
+
+class SetupForbiddenError(SetupRefusedError):
+    """The key is good, but restricted to other things."""
 
 
 class InvalidSignatureError(BadRequestError):
@@ -315,9 +324,9 @@ def refusals_in_words() -> Iterator[None]:
     except stripe.AuthenticationError as error:
         raise SetupRefusedError(f"Stripe does not take STRIPE_SECRET_KEY: {error.user_message}") from None
     except stripe.PermissionError as error:
-        raise SetupRefusedError(f"STRIPE_SECRET_KEY may not do all of this: {error.user_message}") from None
+        raise SetupForbiddenError(f"STRIPE_SECRET_KEY may not do all of this: {error.user_message}") from None
     except stripe.APIConnectionError as error:
-        raise SetupRefusedError(f"Stripe cannot be reached ({type(error).__name__}).") from None
+        raise SetupUnreachableError(f"Stripe cannot be reached ({type(error).__name__}).") from None
     except stripe.StripeError as error:
         kind = SetupMissingError if error.code == "resource_missing" else SetupRefusedError
         raise kind(f"Stripe refuses: {error.user_message or type(error).__name__}") from None
@@ -360,10 +369,11 @@ def gateway(patience: Patience = Patience.BACKGROUND) -> StripeGateway:
 
 def make_client(secret_key: str, api_base: str, patience: Patience) -> stripe.StripeClient:
     """Return the SDK's client."""
-    read_timeout, retries, _ = patience.value
+    read_timeout, whole_answer, retries, _ = patience.value
+    timeout = cast("Any", (CONNECT_TIMEOUT_SECONDS, read_timeout))
     return stripe.StripeClient(
         secret_key,
         base_addresses={"api": api_base.rstrip("/")},
-        http_client=stripe.RequestsClient(timeout=cast("Any", (CONNECT_TIMEOUT_SECONDS, read_timeout))),
+        http_client=stripe.RequestsClient(timeout=timeout, session=bounded_session(whole_answer)),
         max_network_retries=retries,
     )

@@ -89,8 +89,8 @@ class Endpoint:
 class SetupGateway:
     """One Stripe account, of which the parts that are set up once are read and made."""
 
-    def __init__(self, secret_key: str, api_base: str) -> None:
-        self._v1 = make_client(secret_key, api_base, Patience.BACKGROUND).v1
+    def __init__(self, secret_key: str, api_base: str, patience: Patience = Patience.BACKGROUND) -> None:
+        self._v1 = make_client(secret_key, api_base, patience).v1
 
     def find_product(self) -> Product | None:
         """Return the product that was made here and is still sold, the oldest if there are several."""
@@ -141,12 +141,15 @@ class SetupGateway:
 
     def has_price(self, price_id: str) -> bool:
         """Return whether a price is one of this account, in this mode."""
+        return self.find_price(price_id) is not None
+
+    def find_price(self, price_id: str) -> Price | None:
+        """Return a price, None when it is not one of this account, in this mode."""
         try:
             with refusals_in_words():
-                self._v1.prices.retrieve(price_id)
+                return _price(self._v1.prices.retrieve(price_id))
         except SetupMissingError:
-            return False
-        return True
+            return None
 
     def list_endpoints(self) -> list[Endpoint]:
         """Return all webhook endpoints, newest first."""

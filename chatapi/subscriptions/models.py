@@ -92,6 +92,8 @@ class StripeEvent(Base):
     stripe_created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     received_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     closed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True), index=True)
+    request_id: Mapped[str | None] = mapped_column(Text)
+    """Stripe's own request that brought it."""
 
 
 class BillingClosure(Base):
@@ -112,6 +114,8 @@ class BillingClosure(Base):
     not_before: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     confirmed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    request_id: Mapped[str | None] = mapped_column(Text)
+    """The request that asked for it last, as long as it is to be done."""
 
 
 class BillingReconciliation(Base):

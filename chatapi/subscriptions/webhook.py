@@ -16,6 +16,7 @@ from chatapi.broker import BILLING_QUEUE, ring
 from chatapi.errors import BadRequestError
 from chatapi.extensions import db, in_transaction
 from chatapi.ids import uuid7
+from chatapi.request_ids import current_request_id
 from chatapi.subscriptions.events import HANDLE_EVENT
 from chatapi.subscriptions.gateway import BillingNotConfiguredError, verify_message
 from chatapi.subscriptions.models import Subscription
@@ -32,11 +33,12 @@ MAX_ID_LENGTH = 255
 log = structlog.get_logger(__name__)
 
 _STORE = text("""
-    INSERT INTO stripe_events (id, event_id, type, customer_id, status, reason, due_at, stripe_created_at, closed_at)
-    VALUES (
+    INSERT INTO stripe_events (
+        id, event_id, type, customer_id, status, reason, due_at, stripe_created_at, closed_at, request_id
+    ) VALUES (
         :id, :event_id, :type, :customer_id, :status, :reason,
         CASE WHEN :status = 'received' THEN now() + make_interval(secs => :grace) END, :created_at,
-        CASE WHEN :status = 'received' THEN NULL ELSE now() END
+        CASE WHEN :status = 'received' THEN NULL ELSE now() END, :request_id
     )
     ON CONFLICT (event_id) DO NOTHING RETURNING id
 """)
@@ -78,6 +80,7 @@ def _store(event: Mapping[str, Any]) -> UUID | None:
         "reason": found.ignored_because,
         "grace": RING_GRACE_SECONDS,
         "created_at": _created_at(event),
+        "request_id": current_request_id(),
     }
     row_id: UUID | None = db.session.scalar(_STORE, row)
     log.info(

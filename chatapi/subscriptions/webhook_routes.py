@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from flask import request
+from webargs.flaskparser import is_json_request
 
+from chatapi.errors import UnsupportedMediaTypeError
 from chatapi.extensions import limiter
 from chatapi.parsing import WEBHOOK_PATH, ApiBlueprint, read_body
 from chatapi.subscriptions.schemas import ReceivedSchema
@@ -27,11 +29,13 @@ blueprint = ApiBlueprint("webhook", __name__, description="For Stripe")
 @limiter.exempt
 @blueprint.doc(parameters=[SIGNATURE], requestBody=EVENT)
 @blueprint.response(200, ReceivedSchema)
-@blueprint.problems(400, 413, 503)
+@blueprint.problems(400, 413, 415, 503)
 def receive_event() -> dict[str, Any]:
     """Take in an event of Stripe's
 
     The body is a Stripe event, verified as it came, byte by byte. Sent again, it is answered alike and changes nothing.
     """
+    if "Content-Encoding" in request.headers or (request.mimetype and not is_json_request(request)):
+        raise UnsupportedMediaTypeError
     receive(read_body(request), request.headers.get("Stripe-Signature"))
     return {"received": True}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from uuid import UUID
 
-from sqlalchemy import delete, select, text
+from sqlalchemy import delete, select
 
 from chatapi.auth.delivery import forget_deliveries
 from chatapi.auth.models import OtpCode, User
+from chatapi.database_waits import patient_statements
 from chatapi.extensions import db
 from chatapi.keys import hash_number
 from chatapi.subscriptions.closures import close_account
@@ -28,8 +29,11 @@ def erase_account(user_id: UUID) -> bool:
     What outlives it names nobody, being keyed by a hash of the number: today's prompt count and the limits of
     sign-in, so that deleting an account buys nothing, and the audit log.
     """
-    # For this transaction only.
-    db.session.execute(text(f"SET LOCAL statement_timeout = '{ERASE_TIMEOUT_SECONDS}s'"))
+    with patient_statements(ERASE_TIMEOUT_SECONDS):
+        return _erase(user_id)
+
+
+def _erase(user_id: UUID) -> bool:
     # Codes before the user, as signing in locks them.
     mobile_number = db.session.scalar(select(User.mobile_number).where(User.id == user_id))
     if mobile_number is not None:

@@ -13,6 +13,12 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+RISKS = {
+    "CREATE INDEX ix_users_unverified": "never released: there were no rows to keep others from",
+    "CREATE INDEX ix_otp_outbox_number_hash": "a table of minutes: what waits to be delivered",
+    "ALTER TABLE refresh_tokens": "never released, and the earlier code has to be stopped for it",
+}
+
 
 def upgrade() -> None:
     op.create_table(

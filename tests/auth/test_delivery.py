@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import structlog
 from flask import Flask
 from sqlalchemy import text
 
@@ -72,6 +73,29 @@ def test_code_is_delivered_signed_and_then_gone(app: Flask, gateway: Gateway, ne
     verify = {"mobile_number": number, "otp": sent["otp"]}
     assert app.test_client().post("/auth/verify-otp", json=verify).status_code == 200
     assert outbox() == []
+
+
+def test_code_is_delivered_under_the_request_that_asked_for_it(
+    app: Flask, gateway: Gateway, new_number: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway.statuses = [503]
+    asked = app.test_client().post(
+        "/auth/send-otp", json={"mobile_number": new_number()}, headers={"X-Request-ID": "wants-a-code"}
+    )
+    assert asked.headers["X-Request-ID"] == "wants-a-code"
+    (row,) = outbox()
+
+    for _ in range(2):
+        structlog.contextvars.clear_contextvars()
+        deliver_otp(row.id)
+    structlog.contextvars.clear_contextvars()
+
+    assert [headers["x-request-id"] for headers, _ in gateway.received] == ["wants-a-code"] * 2
+    said = [record.msg for record in caplog.records if "outbox_id" in record.msg]
+    assert [(line["event"], line["request_id"]) for line in said if isinstance(line, dict)] == [
+        ("otp_delivery_failed", "wants-a-code"),
+        ("otp_delivered", "wants-a-code"),
+    ]
 
 
 def test_code_and_number_are_encrypted_while_they_wait(

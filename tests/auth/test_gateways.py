@@ -79,6 +79,11 @@ class SmsHandler(StandinHandler):
             self.start_answer(200, "text/plain", length=100)
             self.wfile.flush()
             self.wait(60)
+        elif fault == "drip in the head":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Filler: ")
+            while not self.wait(0.1):
+                self.wfile.write(b"x")
+                self.wfile.flush()
         elif isinstance(fault, int):
             self.send_json(fault, {"code": 20000 + fault, "message": "Not now", "status": fault})
         else:
@@ -328,7 +333,10 @@ def test_documented_example_is_what_the_webhook_gets(
     assert verifier()(secret, headers, body.encode())
 
 
-@pytest.mark.parametrize(("fault", "reason"), [("hang", "ReadTimeout"), ("refuse", "ConnectionError")])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("hang", "ReadTimeout"), ("drip in the head", "ReadTimeout"), ("refuse", "ConnectionError")],
+)
 def test_code_is_kept_and_tried_again_when_the_gateway_does_not_answer(
     app: Flask,
     webhook: SmsServer,
@@ -339,6 +347,7 @@ def test_code_is_kept_and_tried_again_when_the_gateway_does_not_answer(
     reason: str,
 ) -> None:
     monkeypatch.setattr(gateways, "GATEWAY_TIMEOUT_SECONDS", (0.5, 0.5))
+    monkeypatch.setattr(gateways, "GATEWAY_SECONDS", 1)
     working_url = app.config["OTP_WEBHOOK_URL"]
     if fault == "refuse":
         app.config["OTP_WEBHOOK_URL"] = f"http://127.0.0.1:{free_port()}/send"
@@ -465,5 +474,6 @@ def test_page_states_the_times_that_hold() -> None:
         f"rings again {RETRY_SECONDS} s after",
         f"some {OTP_TTL_SECONDS // RETRY_SECONDS} tries in the code's life of {OTP_TTL_SECONDS} s",
         f"no connection within {connect} s or no answer within {read} s",
+        f"not whole within {gateways.GATEWAY_SECONDS} s",
     ):
         assert stated in " ".join(DOCS.split())

@@ -112,6 +112,7 @@ def test_prompts_of_a_day_end_with_it(turning: Flask, person: Account) -> None:
     assert usage_of(turning, person) == [5, 5]
 
 
+@pytest.mark.slow
 def test_each_day_has_exactly_its_prompts_when_many_arrive_around_the_turn(turning: Flask, person: Account) -> None:
     room_id = person.open_room(title="turn")
     set_clock(turning, 1.5)

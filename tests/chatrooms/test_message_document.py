@@ -72,4 +72,5 @@ def test_pattern_of_the_key_is_one_that_other_languages_read(paths: dict[str, An
 def test_stream_is_documented_as_events(paths: dict[str, Any]) -> None:
     content = paths[f"{REPLY}/stream"]["get"]["responses"]["200"]["content"]
 
-    assert content == {"text/event-stream": {"schema": {"type": "string"}}}
+    event = content["text/event-stream"]["schema"]["properties"]["event"]
+    assert event["enum"] == ["delta", "reset", "done", "stopped", "error"]

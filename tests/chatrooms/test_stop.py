@@ -15,7 +15,7 @@ from flask import Flask
 from chatapi.chatrooms.endings import Ending, conclude
 from chatapi.dev.gemini_standin import Fault, GeminiStandin
 from chatapi.replies.gemini.base import Answer, GeminiCancelled, GeminiRetryable, Prompt
-from chatapi.replies.gemini.calls import UpstreamCall
+from chatapi.upstream.calls import UpstreamCall
 from tests.chatrooms.support import beside, ids, send, stop, stopped, take, write
 from tests.support import Account, Services, race, wait_for
 
@@ -235,6 +235,7 @@ def test_attempt_that_fails_while_it_is_to_be_stopped_is_the_last(
     assert sql(JOB, id=reply_id) is None
 
 
+@pytest.mark.slow
 def test_reply_of_a_dead_worker_is_ended_with_what_it_streamed(
     app: Flask, account: Account, sql: Callable[..., Any]
 ) -> None:
@@ -257,6 +258,7 @@ def test_reply_of_a_dead_worker_is_ended_with_what_it_streamed(
     assert account.daily_usage() == 1
 
 
+@pytest.mark.slow
 def test_only_the_newest_attempts_text_is_kept(app: Flask, account: Account, sql: Callable[..., Any]) -> None:
     room_id = account.open_room()
     reply_id = account.prompt(room_id, "hello")
@@ -271,6 +273,7 @@ def test_only_the_newest_attempts_text_is_kept(app: Flask, account: Account, sql
     assert sql(STORED, id=reply_id).text_token == newer.token
 
 
+@pytest.mark.slow
 def test_text_with_a_gap_is_nobodys(app: Flask, account: Account, sql: Callable[..., Any]) -> None:
     room_id = account.open_room()
     reply_id = account.prompt(room_id, "hello")

@@ -34,7 +34,7 @@ def test_run_tells_flask_commands_where_its_servers_are_while_they_are_up(start:
     run.wait_ready()
     services = run.services()
     assert (run.data_dir / "services.env").stat().st_mode & 0o777 == 0o600
-    assert set(services) == {"DATABASE_URL", "REDIS_URL"}
+    assert set(services) == {"DATABASE_URL", "REDIS_URL", "PORT"}
     psycopg2.connect(services["DATABASE_URL"]).close()
     with redis.Redis.from_url(services["REDIS_URL"] or "") as client:
         assert client.ping()
@@ -58,6 +58,7 @@ def test_run_ends_every_process_on_a_signal(start: Callable[..., Run], number: s
     assert run.errors.read_text() == ""
 
 
+@pytest.mark.slow
 def test_run_goes_on_when_its_terminal_is_closed_under_nohup(start: Callable[..., Run]) -> None:
     with hang_up_is(signal.SIG_IGN):
         run = start()
@@ -81,6 +82,7 @@ def test_run_ends_every_process_when_stopped_while_it_starts(start: Callable[...
         assert run.errors.read_text() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
 def test_run_leaves_no_process_and_a_usable_folder_when_killed(start: Callable[..., Run]) -> None:
     run = start()
@@ -116,6 +118,7 @@ def test_second_run_keeps_the_data(start: Callable[..., Run]) -> None:
         assert client.get("kept") == "1"
 
 
+@pytest.mark.slow
 def test_run_restarts_a_killed_database_and_says_so(start: Callable[..., Run]) -> None:
     run = start()
     run.wait_ready()

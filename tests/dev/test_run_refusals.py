@@ -38,6 +38,7 @@ def test_run_says_in_a_sentence_that_its_folder_is_in_use(start: Callable[..., R
     assert answers(first.port)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "reason"),
     [

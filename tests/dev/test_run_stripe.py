@@ -42,6 +42,7 @@ def test_run_has_stripes_stand_in_sign_with_the_secret_that_the_service_knows(st
     assert secrets == [[run.services()["STRIPE_WEBHOOK_SECRET"]]]
 
 
+@pytest.mark.slow
 def test_second_run_keeps_stripes_customers_and_its_one_endpoint(start: Callable[..., Run]) -> None:
     run = start(STRIPE_API_BASE="")
     run.wait_ready()
@@ -62,12 +63,13 @@ def test_second_run_keeps_stripes_customers_and_its_one_endpoint(start: Callable
     assert len(list(stripe_of(again).v1.prices.list())) == 1
 
 
+@pytest.mark.slow
 def test_run_starts_no_stand_in_for_stripe_when_there_is_a_key(start: Callable[..., Run]) -> None:
     run = start(STRIPE_API_BASE="", STRIPE_SECRET_KEY="sk_test_somebody")
     run.wait_ready()
 
     assert "stand-in" not in run.output.read_text()
-    assert set(run.services()) == {"DATABASE_URL", "REDIS_URL"}
+    assert set(run.services()) == {"PORT", "DATABASE_URL", "REDIS_URL"}
 
 
 @pytest.mark.parametrize("name", ["STRIPE_SECRET_KEY", "STRIPE_API_BASE"])
@@ -90,6 +92,7 @@ def test_flask_commands_with_a_stripe_of_their_own_take_nothing_of_the_stand_ins
     assert found["REDIS_URL"] == "redis://there"
 
 
+@pytest.mark.slow
 def test_run_sends_people_to_their_own_front_end_when_there_is_one(start: Callable[..., Run]) -> None:
     run = start(STRIPE_API_BASE="", FRONTEND_URL="http://localhost:3000")
     run.wait_ready()

@@ -93,7 +93,9 @@ def test_reply_fails_at_once_when_trying_again_is_no_use(
     ("kind", "error"),
     [
         ("429", "upstream_unavailable"), ("500", "upstream_unavailable"), ("503", "upstream_unavailable"),
-        ("504", "timed_out"), ("hang", "timed_out"), ("drip", "timed_out"), ("cut", "upstream_unavailable"),
+        ("504", "timed_out"), ("cut", "upstream_unavailable"),
+        pytest.param("hang", "timed_out", marks=pytest.mark.slow),
+        pytest.param("drip", "timed_out", marks=pytest.mark.slow),
         ("empty", "upstream_unavailable"), ("empty_text", "upstream_unavailable"), ("bad_json", "upstream_unavailable"),
         ("no_finish", "upstream_unavailable"),
     ],

@@ -218,6 +218,7 @@ def test_all_leases_are_renewed_by_one_statement_and_not_after(
     assert sql(REMAINING, id=leases[0].message_id).s < 9
 
 
+@pytest.mark.slow
 def test_lease_is_not_renewed_for_longer_than_an_attempt_may_take(
     app: Flask, lease: Lease, monkeypatch: pytest.MonkeyPatch, sql: Callable[..., Any]
 ) -> None:

@@ -15,8 +15,8 @@ from chatapi.dev.gemini_standin import Fault, GeminiStandin
 from chatapi.extensions import db, in_transaction
 from chatapi.replies import generate, jobs
 from chatapi.replies.gemini.base import Answer, Prompt
-from chatapi.replies.gemini.calls import UpstreamCall
 from chatapi.replies.leases import HeldLease
+from chatapi.upstream.calls import UpstreamCall
 from tests.support import Account, race
 
 

@@ -18,8 +18,8 @@ from chatapi.extensions import db
 from chatapi.ids import uuid7
 from chatapi.replies import titles
 from chatapi.replies.gemini.base import Answer, GeminiError, GeminiRejected, GeminiRetryable, Prompt
-from chatapi.replies.gemini.calls import UpstreamCall
 from chatapi.replies.gemini.generativeai import GenerativeAIClient
+from chatapi.upstream.calls import UpstreamCall
 from tests.support import Account, race, wait_for
 
 

@@ -25,6 +25,8 @@ from tests.support import WEBHOOK_SECRET, Account, Services, wait_for
 
 METRICS_TOKEN = "scrapes-only-5d0e8a41"
 FINAL = ("completed", "failed", "stopped")
+BREAKER_SECONDS = 5.0
+"""For how long a process may leave Redis alone after it was away."""
 
 CONTRADICTIONS = """
     SELECT 'prompt without reply' AS what, prompt.id FROM messages AS prompt
@@ -99,6 +101,7 @@ class System:
             "PROMETHEUS_MULTIPROC_DIR": str(self.services.folder / "metrics"),
         }
         self._settings: dict[str, str] | None = None
+        self._was_valkey_away = False
         self.children = {child.name: child for child in system_children(self._environ, self.port, self.logs)}
 
     def __getitem__(self, name: str) -> Child:
@@ -130,6 +133,9 @@ class System:
             else:
                 child.restart()
         wait_for(lambda: (health(self.port) or {}).get("status") == "ok")
+        if self._was_valkey_away:
+            time.sleep(BREAKER_SECONDS)
+            self._was_valkey_away = False
         self.end_replies()
         self.services.gemini.forget_requests()
 
@@ -157,6 +163,7 @@ class System:
 
     @contextmanager
     def valkey_frozen(self) -> Iterator[None]:
+        self._was_valkey_away = True
         pid = self.services.valkey_process.pid or 0
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -165,6 +172,7 @@ class System:
             os.kill(pid, signal.SIGCONT)
 
     def kill_valkey(self) -> None:
+        self._was_valkey_away = True
         os.kill(self.services.valkey_process.pid or 0, signal.SIGKILL)
         wait_for(lambda: not self.services.valkey_process.is_running())
 

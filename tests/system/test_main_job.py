@@ -30,6 +30,7 @@ def test_prompt_is_answered_with_the_rooms_history(system: System, someone: Acco
     assert [message["message_type"] for message in room["messages"]] == ["user", "ai"] * 2
 
 
+@pytest.mark.slow
 def test_prompts_are_answered_once_and_in_order_when_the_worker_comes_back(system: System, someone: Account) -> None:
     system["worker"].stop()
     room_id = someone.open_room(title="main job")
@@ -48,6 +49,7 @@ def test_prompts_are_answered_once_and_in_order_when_the_worker_comes_back(syste
     assert someone.daily_usage() == 20
 
 
+@pytest.mark.slow
 def test_prompt_is_accepted_and_answered_later_when_valkey_is_killed(system: System, someone: Account) -> None:
     room_id = someone.open_room(title="main job")
     os.kill(system.services.valkey_process.pid or 0, signal.SIGKILL)
@@ -111,6 +113,7 @@ def test_lease_is_kept_when_the_model_takes_longer_than_one_lease(system: System
     assert len(system.services.gemini.requests) == 1
 
 
+@pytest.mark.slow
 def test_reply_under_way_is_finished_when_the_worker_is_asked_to_stop(system: System, someone: Account) -> None:
     system.services.gemini.add_fault(Fault(latency_ms=2000))
     room_id = someone.open_room(title="main job")

@@ -153,6 +153,7 @@ def test_stop_needs_no_redis(system: System, someone: Account, content: str, har
     assert reader.text == stopped["content"]
 
 
+@pytest.mark.slow
 def test_stop_takes_the_reply_from_a_frozen_worker_with_what_was_streamed(system: System, someone: Account) -> None:
     room_id, reply_id = begin(system, someone)
     reader = Reader(someone, room_id, reply_id)
@@ -175,6 +176,7 @@ def test_stop_takes_the_reply_from_a_frozen_worker_with_what_was_streamed(system
     assert someone.daily_usage() == 2
 
 
+@pytest.mark.slow
 def test_late_answer_is_refused_when_a_frozen_worker_had_it_already(system: System, someone: Account) -> None:
     content = "[[latency_ms=1000]] late"
     room_id, reply_id = begin(system, someone, content)

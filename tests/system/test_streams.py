@@ -84,6 +84,7 @@ def test_finished_reply_is_replayed_at_once_and_not_again_after_its_end(system: 
         assert stream.status_code == 204
 
 
+@pytest.mark.slow
 def test_twenty_readers_of_one_reply_all_get_the_same(system: System, someone: Account) -> None:
     room_id, reply_id = open_reply(someone, LONG)
     readers = [Reader(someone, room_id, reply_id) for _ in range(20)]
@@ -95,6 +96,7 @@ def test_twenty_readers_of_one_reply_all_get_the_same(system: System, someone: A
     assert all(reader.resets == 0 for reader in readers)
 
 
+@pytest.mark.slow
 def test_nothing_is_missed_or_repeated_when_streams_are_cut_two_hundred_times(system: System, someone: Account) -> None:
     room_id, reply_id = open_reply(someone, LONG)
     readers = [Reader(someone, room_id, reply_id) for _ in range(25)]
@@ -111,6 +113,7 @@ def test_nothing_is_missed_or_repeated_when_streams_are_cut_two_hundred_times(sy
         assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_text_goes_on_arriving_when_redis_is_flushed(system: System, someone: Account) -> None:
     room_id, reply_id = open_reply(someone, LONG)
     reader = Reader(someone, room_id, reply_id)

@@ -16,7 +16,7 @@ from chatapi.dev.stripe.wire import ApiError, Json
 
 ROUTES = (*catalogue.ROUTES, *billing.ROUTES, *notices.ROUTES)
 MAX_RECORDED_REQUESTS = 2000
-RECORDED_HEADERS = ("Content-Type", "Stripe-Version", "User-Agent")
+RECORDED_HEADERS = ("Content-Type", "Stripe-Version", "User-Agent", "X-Request-ID")
 FORM_TYPE = "application/x-www-form-urlencoded"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from chatapi.dev.stripe.wire import ApiError
 
 STATUS_KINDS = frozenset({"400", "401", "402", "403", "404", "409", "429", "500", "503"})
-CONNECTION_KINDS = frozenset({"hang", "cut", "bad_json", "lost_answer"})
+CONNECTION_KINDS = frozenset({"hang", "drip", "drip_head", "cut", "bad_json", "lost_answer"})
 KINDS = STATUS_KINDS | CONNECTION_KINDS
 ERRORS = {
     "400": ("invalid_request_error", None, "The request was refused (a fault that was asked for)."),
@@ -32,7 +32,8 @@ class Fault:
 
     The request is executed, late, even if its client has left by then. A kind shows before anything is executed, with
     `after` once it was: then only the answer is lost, which a key of idempotency brings back. `lost_answer` is `cut`
-    with `after`. `path` is a pattern that the path must match from its start, `times` None means always.
+    with `after`. `drip` and `drip_head` answer by a byte now and then, for ever, of the body or of the head. `path` is
+    a pattern that the path must match from its start, `times` None means always.
     """
 
     kind: str | None = None

@@ -24,6 +24,7 @@ import os
 import signal
 import string
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -37,6 +38,12 @@ from chatapi.dev.stripe.wire import ApiError
 logger = logging.getLogger(__name__)
 
 MAX_HANG_SECONDS = 600
+DRIP_SECONDS = 0.2
+DRIPS = {
+    "drip": (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n", b" "),
+    "drip_head": (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Filler: ", b"x"),
+}
+"""What an answer that never ends begins with, and what comes of it again and again."""
 TICK_SECONDS = 0.5
 HTML_TYPE = "text/html; charset=utf-8"
 PAGE_HEADERS = {
@@ -183,8 +190,19 @@ class _Handler(StandinHandler):
         self.close_connection = True
         if response.misbehaviour == "hang":
             self.wait(MAX_HANG_SECONDS)
+        elif response.misbehaviour in DRIPS:
+            self._drip(*DRIPS[response.misbehaviour])
         elif response.misbehaviour == "bad_json":
             self._send(200, "application/json", b'{"id": "cut', {"Connection": "close"})
+
+    def _drip(self, beginning: bytes, drop: bytes) -> None:
+        self.wfile.write(beginning)
+        ends_at = time.monotonic() + MAX_HANG_SECONDS
+        while time.monotonic() < ends_at:
+            self.wfile.write(drop)
+            self.wfile.flush()
+            if self.wait(DRIP_SECONDS):
+                return
 
     def _send_json(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         self._send(status, "application/json", wire.to_json(body), headers)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from chatapi.replies.gemini.calls import UpstreamCall
+from chatapi.upstream.calls import UpstreamCall
 
 RejectionReason = Literal["upstream_rejected", "safety_blocked", "context_too_long"]
 

@@ -10,8 +10,8 @@ from urllib3.exceptions import HTTPError
 from urllib3.exceptions import TimeoutError as ReadTimeout
 
 from chatapi.replies.gemini.base import Answer, GeminiCancelled, GeminiError, GeminiRetryable, Prompt
-from chatapi.replies.gemini.calls import UpstreamCall
 from chatapi.replies.gemini.outcomes import Piece, Reply
+from chatapi.upstream.calls import UpstreamCall
 
 BROKEN_OFF: tuple[type[Exception], ...] = (OSError, HTTPError)
 """What a connection ends in; requests' own exceptions are OSErrors."""

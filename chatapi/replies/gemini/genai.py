@@ -12,10 +12,11 @@ from google.genai import types
 from google.genai.errors import APIError
 
 from chatapi.replies.gemini.base import Answer, Prompt
-from chatapi.replies.gemini.calls import UpstreamCall
 from chatapi.replies.gemini.exchange import exchange
 from chatapi.replies.gemini.outcomes import Piece, refusal_within
-from chatapi.replies.gemini.transport import PiecewiseResponse, UpstreamAdapter
+from chatapi.replies.gemini.transport import GeminiAdapter, PiecewiseResponse
+from chatapi.upstream.adapter import session_by
+from chatapi.upstream.calls import UpstreamCall
 
 for _name in ("httpx2", "google_genai"):
     # They log each request's URL at INFO, and what they cannot read at DEBUG.
@@ -83,10 +84,7 @@ class _RequestsTransport(httpx2.BaseTransport):
 
     def __init__(self, timeout_seconds: float, pool_size: int) -> None:
         self._timeout_seconds = timeout_seconds
-        self._session = requests.Session()
-        adapter = UpstreamAdapter(pool_maxsize=pool_size)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        self._session = session_by(GeminiAdapter(pool_maxsize=pool_size))
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         response = self._session.request(

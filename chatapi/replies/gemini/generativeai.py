@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from chatapi.replies.gemini.base import Answer, Prompt
-from chatapi.replies.gemini.calls import UpstreamCall
 from chatapi.replies.gemini.exchange import exchange
 from chatapi.replies.gemini.outcomes import Piece, refusal_within
-from chatapi.replies.gemini.transport import UpstreamAdapter
+from chatapi.replies.gemini.transport import GeminiAdapter
+from chatapi.upstream.calls import UpstreamCall
 
 with warnings.catch_warnings():
     # The SDK is the one asked for, updates or not; the other says when its base will want a newer Python.
@@ -62,7 +62,7 @@ class GenerativeAIClient:
         self._client: Any = get_default_generative_client()
         transport: Any = self._client.transport
         session = transport._session  # noqa: SLF001
-        self._adapter = UpstreamAdapter(pool_maxsize=pool_size)
+        self._adapter = GeminiAdapter(pool_maxsize=pool_size)
         session.mount("https://", self._adapter)
         session.mount("http://", self._adapter)
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
-from chatapi.replies.gemini.calls import current_call
-from chatapi.replies.gemini.connections import watch_pools
 from chatapi.replies.gemini.outcomes import refusal_of
+from chatapi.upstream.adapter import UpstreamAdapter
+from chatapi.upstream.calls import current_call
 
 PIECE_BYTES = 65_536
 TAIL_CHARACTERS = 16_384
@@ -67,27 +66,12 @@ class PiecewiseResponse(requests.Response):
         decoder.decode(b"", final=True)
 
 
-class UpstreamAdapter(HTTPAdapter):
-    """Sends a request as part of this thread's `UpstreamCall`, and raises what a status from 300 on means.
+class GeminiAdapter(UpstreamAdapter):
+    """Raises what a status from 300 on means.
 
     Here and not in the SDKs: google.api_core's reading of an error ends in AttributeError when the body is JSON of
     another shape, as proxies send, and google.auth sends a request that got 401 three times.
     """
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        watch_pools(self.poolmanager)
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **kwargs)
-        watch_pools(manager)
-        return manager
-
-    def close(self) -> None:
-        # requests leaves a pool's connections to whenever the last answer that came by it is collected.
-        for key in self.poolmanager.pools.keys():  # noqa: SIM118 - it has no iterator.
-            self.poolmanager.pools[key].close()
-        super().close()
 
     def build_response(self, req: requests.PreparedRequest, resp: urllib3.BaseHTTPResponse) -> PiecewiseResponse:
         return PiecewiseResponse(super().build_response(req, resp))

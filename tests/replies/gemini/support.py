@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from chatapi.replies.gemini.base import Answer, GeminiClient, Prompt, Turn
-from chatapi.replies.gemini.calls import UpstreamCall
+from chatapi.upstream.calls import UpstreamCall
 
 PROMPT_TEXT = "a prompt that must not be logged"
 API_KEY = "a-key-that-must-not-be-logged"

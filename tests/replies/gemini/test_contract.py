@@ -13,7 +13,7 @@ import pytest
 from chatapi.dev.gemini_faults import KINDS, Fault
 from chatapi.dev.gemini_standin import GeminiStandin
 from chatapi.replies.gemini.base import GeminiClient, GeminiRejected, GeminiRetryable, Prompt, Turn
-from chatapi.replies.gemini.calls import UpstreamCall
+from chatapi.upstream.calls import UpstreamCall
 from tests.replies.gemini.support import (
     API_KEY,
     PROMPT_TEXT,

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 
 from chatapi.dev.gemini_faults import Fault
 from chatapi.dev.gemini_standin import GeminiStandin
 from chatapi.replies.gemini.base import GeminiCancelled, GeminiClient, GeminiRetryable
-from chatapi.replies.gemini.calls import UpstreamCall
+from chatapi.upstream.calls import UpstreamCall
 from tests.replies.gemini.support import Way, assert_tells_no_secret, make_client, prompt, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -163,7 +164,7 @@ def test_one_thread_watches_all_calls_when_there_are_many() -> None:
 def test_deadlines_hold_when_the_process_was_forked_from_one_that_had_calls() -> None:
     code = """
 import os, sys, time
-from chatapi.replies.gemini.calls import UpstreamCall
+from chatapi.upstream.calls import UpstreamCall
 
 def is_ended():
     with UpstreamCall(0.1) as call:
@@ -177,3 +178,14 @@ if child == 0:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, timeout=20).returncode == 0
+
+
+def test_call_names_the_request_that_it_is_made_for_and_the_next_does_not(
+    way: Way, client: GeminiClient, standin: GeminiStandin
+) -> None:
+    with structlog.contextvars.bound_contextvars(request_id="asked-for-this"):
+        way.ask(client)
+    with structlog.contextvars.bound_contextvars(request_id=None):
+        way.ask(client)
+
+    assert [each.headers.get("x-request-id") for each in standin.requests] == ["asked-for-this", None]

@@ -11,7 +11,7 @@ import pytest
 from chatapi.dev.gemini_faults import Fault
 from chatapi.dev.gemini_standin import GeminiStandin
 from chatapi.replies.gemini.base import GeminiClient, GeminiRejected, GeminiRetryable
-from chatapi.replies.gemini.calls import UpstreamCall
+from chatapi.upstream.calls import UpstreamCall
 from tests.replies.gemini.support import Way, asked, make_client, prompt, receive_request, serve, wait_until
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from chatapi.replies.gemini.base import GeminiCancelled, GeminiRetryable
-from chatapi.replies.gemini.calls import UpstreamCall
+from chatapi.upstream.calls import UpstreamCall
 from tests.replies.gemini.support import Way, http, make_client, receive_request, serve
 
 

@@ -1,4 +1,4 @@
-"""One call to the model: a hard deadline for the whole of it, and an end from any thread."""
+"""One call to a provider: a hard deadline for the whole of it, and an end from any thread."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def current_call() -> UpstreamCall:
     """Return the call that this thread is making."""
     call: UpstreamCall | None = getattr(_current, "call", None)
     if call is None:
-        raise RuntimeError("Gemini is called within an UpstreamCall only")
+        raise RuntimeError("An upstream is called within an UpstreamCall only")
     return call
 
 

@@ -11,7 +11,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from chatapi.replies.gemini.calls import UpstreamCall, current_call
+from chatapi.upstream.calls import UpstreamCall, current_call
 
 
 def watch_pools(manager: PoolManager) -> None:

@@ -1,0 +1,7 @@
+"""The running system, as `tests/system/` has it."""
+
+from __future__ import annotations
+
+from tests.system.conftest import _running_system, someone, system
+
+__all__ = ["_running_system", "someone", "system"]

@@ -1,0 +1,213 @@
+"""How long is waited for PostgreSQL: a server that stands still is given up, one that works is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg2
+import pytest
+from flask import Flask
+from psycopg2.extras import RealDictCursor
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from chatapi import database_waits
+from chatapi.database_waits import BoundedConnection, ConnectRest, DatabaseSilentError, patient_statements
+from chatapi.dev.embedded import EmbeddedPostgres, free_port
+from chatapi.extensions import db
+from tests.support import Services
+
+pytestmark = pytest.mark.usefixtures("app")
+
+
+@pytest.fixture(scope="module")
+def url_by_tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL that listens as one on another machine does."""
+    folder: Path = tmp_path_factory.mktemp("tcp")
+    postgres, port = EmbeddedPostgres(folder / "postgres"), free_port()
+    postgres.prepare()
+    child = postgres.child(log=folder / "log")
+    child.argv += ["-c", "listen_addresses=127.0.0.1", "-p", str(port), "-c", "fsync=off"]
+    child.start()
+    url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            psycopg2.connect(url).close()
+            break
+        except psycopg2.OperationalError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    yield url
+    child.kill()
+
+
+def connect(url: str, patience_seconds: float = 0.5) -> BoundedConnection:
+    connection = psycopg2.connect(url, connection_factory=BoundedConnection)
+    assert isinstance(connection, BoundedConnection)
+    connection.patience_seconds = patience_seconds
+    return connection
+
+
+@contextmanager
+def standing_still(connection: BoundedConnection) -> Iterator[None]:
+    """Have the process that serves a connection stand still within the block."""
+    backend = connection.info.backend_pid
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(backend, signal.SIGCONT)
+
+
+def run(connection: BoundedConnection, statement: str = "SELECT 1") -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def read_on(connection: BoundedConnection) -> None:
+    """Read through a cursor that lives at the server."""
+    with connection.cursor("many") as cursor:
+        cursor.execute("SELECT generate_series(1, 10)")
+        cursor.fetchall()
+
+
+@pytest.mark.parametrize("work", [run, read_on, BoundedConnection.commit])
+@pytest.mark.parametrize("way", ["socket", pytest.param("tcp", marks=pytest.mark.slow)])
+def test_connection_is_given_up_when_the_server_says_nothing(
+    services: Services, request: pytest.FixtureRequest, way: str, work: Callable[[BoundedConnection], None]
+) -> None:
+    connection = connect(request.getfixturevalue("url_by_tcp") if way == "tcp" else services.postgres.url)
+    run(connection)
+    began = time.monotonic()
+    with standing_still(connection), pytest.raises(DatabaseSilentError):
+        work(connection)
+
+    assert 0.4 < time.monotonic() - began < 2
+    assert connection.closed
+
+
+def test_rollback_is_done_when_the_server_says_nothing(services: Services) -> None:
+    connection = connect(services.postgres.url, patience_seconds=60)
+    run(connection)
+    began = time.monotonic()
+
+    with standing_still(connection):
+        connection.rollback()
+
+    assert time.monotonic() - began < database_waits.PING_SECONDS + 1
+    assert connection.closed
+    connection.rollback()  # The pool's, after the session's.
+
+
+def test_answer_is_awaited_for_as_long_as_there_is_patience(services: Services) -> None:
+    connection = connect(services.postgres.url, patience_seconds=2)
+
+    run(connection, "SELECT pg_sleep(1)")
+
+    assert not connection.closed
+    connection.close()
+
+
+def test_answer_that_comes_slowly_is_read_to_its_end(services: Services) -> None:
+    """Patience is for silence: what keeps coming may take its time."""
+    connection = connect(services.postgres.url, patience_seconds=0.5)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT repeat('x', 10000), pg_sleep(0.1) FROM generate_series(1, 12)")
+        assert len(cursor.fetchall()) == 12
+    connection.close()
+
+
+def test_connections_of_others_wait_for_as_long_as_it_takes(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of migrations."""
+    monkeypatch.setattr(BoundedConnection, "patience_seconds", 0.1)
+    connection = psycopg2.connect(services.postgres.url, cursor_factory=RealDictCursor)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1 AS one, pg_sleep(0.5)")
+        assert cursor.fetchone()["one"] == 1  # type: ignore[index]
+    connection.close()
+
+
+def test_connections_of_others_are_made_within_the_time_they_ask_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(DatabaseSilentError):
+            psycopg2.connect(host="127.0.0.1", port=silent.getsockname()[1], connect_timeout=1)
+
+    assert 0.9 < time.monotonic() - began < 3
+
+
+def test_server_that_takes_connections_and_says_nothing_is_given_up_and_then_left_alone(
+    monkeypatch: pytest.MonkeyPatch, app: Flask
+) -> None:
+    monkeypatch.setattr(BoundedConnection, "patience_seconds", 0.5)
+    monkeypatch.setattr(database_waits, "REST_SECONDS", 0.5)
+    with app.app_context():
+        dialect = db.engine.dialect
+    rest = ConnectRest()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        options = {"host": "127.0.0.1", "port": silent.getsockname()[1], "connection_factory": BoundedConnection}
+        seconds = []
+        for pause in (0.0, 0.0, 0.6):
+            time.sleep(pause)
+            began = time.monotonic()
+            with pytest.raises(DatabaseSilentError):
+                rest.connect(dialect, None, (), options)
+            seconds.append(time.monotonic() - began)
+
+    assert seconds[0] > 0.4
+    assert seconds[1] < 0.2
+    assert seconds[2] > 0.4
+
+
+@pytest.mark.usefixtures("in_app")
+def test_bounds_of_a_pooled_connection_follow_what_it_is_used_for() -> None:
+    ordinary = database_waits.STATEMENT_TIMEOUT_SECONDS + database_waits.SLACK_SECONDS
+    driver = db.session.connection().connection.driver_connection
+    assert isinstance(driver, BoundedConnection)
+    assert driver.patience_seconds == ordinary
+
+    with patient_statements(120):
+        assert driver.patience_seconds == 120 + database_waits.SLACK_SECONDS
+        assert db.session.scalar(text("SHOW statement_timeout")) == "2min"
+    assert driver.patience_seconds == ordinary
+
+    db.session.remove()
+    assert driver.patience_seconds == database_waits.PING_SECONDS
+    assert db.session.scalar(text("SHOW statement_timeout")) == "10s"
+    db.session.remove()
+
+
+@pytest.mark.usefixtures("in_app")
+def test_statement_takes_its_time_when_it_may() -> None:
+    driver = db.session.connection().connection.driver_connection
+    assert isinstance(driver, BoundedConnection)
+    driver.patience_seconds = 0.3
+
+    with patient_statements(5):
+        db.session.execute(text("SELECT pg_sleep(0.8)"))
+
+    assert not driver.closed
+    db.session.remove()
+
+
+@pytest.mark.usefixtures("in_app")
+def test_pool_replaces_a_connection_whose_server_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = db.session.connection().connection.driver_connection
+    assert isinstance(driver, BoundedConnection)
+    driver.patience_seconds = 0.5
+    with standing_still(driver), pytest.raises(OperationalError) as failure:
+        db.session.execute(text("SELECT 1"))
+    assert failure.value.connection_invalidated
+    db.session.rollback()
+
+    assert db.session.scalar(text("SELECT 1")) == 1
+    db.session.remove()
