@@ -15,6 +15,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extras
 import requests
+from psycopg2.sql import SQL, Identifier
 
 from chatapi.dev.embedded import free_port
 from chatapi.dev.gemini_standin import RecordedRequest
@@ -203,6 +204,17 @@ class System:
             with connection, connection.cursor() as cursor:
                 cursor.execute(statement, values)
                 return cursor.fetchall()
+        finally:
+            connection.close()
+
+    @contextmanager
+    def locked(self, table: str, row_id: str) -> Iterator[None]:
+        """Have whoever changes a row wait within the block."""
+        connection = psycopg2.connect(self.services.postgres.url)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(SQL("SELECT FROM {} WHERE id = %s FOR UPDATE").format(Identifier(table)), (row_id,))
+            yield
         finally:
             connection.close()
 

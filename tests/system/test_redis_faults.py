@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -132,12 +133,16 @@ def test_retries_that_wait_are_made_when_redis_restarts_meanwhile(
 def test_prompt_is_answered_when_web_is_killed_between_commit_and_ring(system: System, someone: Account) -> None:
     room_id = someone.open_room(title="unrung")
     system["worker"].stop()
-    with ThreadPoolExecutor(1) as pool:
-        with system.valkey_frozen():
+    with ThreadPoolExecutor(1) as pool, ExitStack() as hanging:
+        # Redis hangs when the limits have asked it already: else they alone would wait for it.
+        with system.locked("chatrooms", room_id):
             sending = pool.submit(someone.send, room_id, "never rung for")
-            wait_for(lambda: system.rows("SELECT FROM messages WHERE content = 'never rung for'"), every=0.005)
-            system.kill("web")
-            assert sending.exception() is not None
+            wait_for(lambda: system.rows("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"), every=0.005)
+            hanging.enter_context(system.valkey_frozen())
+        wait_for(lambda: system.rows("SELECT FROM messages WHERE content = 'never rung for'"), every=0.005)
+        system.kill("web")
+        assert sending.exception() is not None
+        hanging.close()
         # What web may have left in the socket is not to be what rings.
         with redis.Redis.from_url(system.services.valkey.url) as client:
             client.flushall()
