@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from marshmallow.validate import OneOf, Range
 from config_billing import Words, faults_of_billing, front_end, secret_key
 from config_models import ModelList, fault_of_default, model_name, models_or_one
 from config_network import Hosts, Origins, trusted_hosts
+from config_redis import RedisUrl
 
 ROOT = Path(__file__).resolve().parent
 DATA_DIR = ROOT / ".data"
@@ -71,8 +71,6 @@ class Url(fields.String):
             raise ValidationError(f"must begin with {' or '.join(f'{name}://' for name in self.schemes)}")
         if parts.scheme in ("http", "https") and not parts.hostname:
             raise ValidationError("names no host")
-        if parts.scheme in ("redis", "rediss") and not re.fullmatch(r"(/[0-9]{0,5})?", parts.path):
-            raise ValidationError("must end in the number of a database, or in nothing")
         return url
 
 
@@ -126,9 +124,9 @@ class SettingsSchema(Schema):
 
     DATABASE_URL = Url(("postgresql", "postgres", "postgresql+psycopg2"), load_default=None)
     DATABASE_DIRECT_URL = Url(("postgresql", "postgres", "postgresql+psycopg2"), load_default=None)
-    REDIS_URL = Url(("redis", "rediss", "unix"), load_default=None)
-    CACHE_REDIS_URL = Url(("redis", "rediss", "unix"), load_default=None)
-    RATE_LIMIT_REDIS_URL = Url(("redis", "rediss", "unix"), load_default=None)
+    REDIS_URL = RedisUrl(load_default=None)
+    CACHE_REDIS_URL = RedisUrl(load_default=None)
+    RATE_LIMIT_REDIS_URL = RedisUrl(load_default=None)
 
     JWT_SECRET = fields.String(load_default=None)
     JWT_ACCESS_TTL_SECONDS = Count(3600)

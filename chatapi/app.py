@@ -18,7 +18,7 @@ from chatapi.chatrooms.live import init_live
 from chatapi.chatrooms.message_routes import blueprint as messages
 from chatapi.chatrooms.model_routes import blueprint as models
 from chatapi.chatrooms.routes import blueprint as chatrooms
-from chatapi.database_waits import CONNECT_SECONDS, STATEMENT_TIMEOUT_SECONDS, BoundedConnection, init_database_waits
+from chatapi.database_waits import CONNECT_SECONDS, SERVER_BOUNDS, BoundedConnection, init_database_waits
 from chatapi.debug_logs import init_debug_logs
 from chatapi.errors import register_error_handlers
 from chatapi.extensions import REDIS_OPTIONS, JSONCacheSerializer, api, cache, db, migrate
@@ -36,9 +36,6 @@ PROTECTED = (sessions, users, chatrooms, messages, models, subscriptions)
 """Every route of these needs a good token; a route in a new blueprint is one or the other, and it is said here."""
 
 MIGRATIONS = ROOT / "migrations"
-
-LOCK_TIMEOUT_SECONDS = 5
-IDLE_TRANSACTION_TIMEOUT_SECONDS = 30
 
 
 def create_app(environ: Mapping[str, str] | None = None) -> Flask:
@@ -83,14 +80,12 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
                 "tcp_user_timeout": 15_000,
-                "options": (
-                    f"-c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s"
-                    f" -c lock_timeout={LOCK_TIMEOUT_SECONDS}s"
-                    f" -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_TIMEOUT_SECONDS}s"
+                "options": " ".join(
+                    f"-c {name}={value}" for name, value in {"timezone": "UTC", **SERVER_BOUNDS}.items()
                 ),
             },
         },
-        "CACHE_TYPE": "RedisCache",
+        "CACHE_TYPE": "chatapi.extensions.NodesCache",
         "CACHE_REDIS_URL": settings["CACHE_REDIS_URL"],
         "CACHE_KEY_PREFIX": "chatapi:cache:",
         "CACHE_SERIALIZER": JSONCacheSerializer,

@@ -21,6 +21,7 @@ from chatapi.bell import RING_SCRIPT, BellConsumer
 from chatapi.breaker import CircuitOpenError, RedisBreaker
 from chatapi.errors import kind_of, log_database_error
 from chatapi.extensions import REDIS_OPTIONS
+from chatapi.redis_nodes import Bound, Nodes, connect
 from chatapi.request_ids import continue_request
 
 NAMESPACE = "{dramatiq}"
@@ -100,9 +101,11 @@ class QueueBroker(RedisBroker):
     longest_wait_seconds = WORKER_SOCKET_TIMEOUT_SECONDS / 2
     """A consumer's blocking command must be over before the socket's time is."""
 
-    def __init__(self, client: redis.Redis, middleware: list[Middleware]) -> None:
-        """Use the Redis of `client`."""
+    def __init__(self, nodes: Nodes, middleware: list[Middleware]) -> None:
+        """Use the one of `nodes` that has the queue."""
+        client = Bound(nodes, NAMESPACE)
         super().__init__(client=client, namespace=NAMESPACE, middleware=middleware)
+        self.nodes = nodes
         self.is_draining = False
         dispatch: Any = self.scripts["dispatch"].script
         self.scripts["dispatch"] = client.register_script(dispatch + RING_SCRIPT)
@@ -129,19 +132,18 @@ class QueueBroker(RedisBroker):
 
 def init_broker(app: Flask) -> None:
     """Give the application the broker that it rings through, within a small budget of time."""
-    client = redis.Redis.from_url(app.config["REDIS_URL"], **REDIS_OPTIONS)
-    app.extensions["broker"] = QueueBroker(client, middleware=[])
+    app.extensions["broker"] = QueueBroker(connect(app.config["REDIS_URL"], **REDIS_OPTIONS), middleware=[])
     app.extensions["broker_breaker"] = RedisBreaker("ring", server=app.config["REDIS_URL"])
 
 
 def worker_broker(app: Flask) -> QueueBroker:
     """Return a broker for a worker process to consume from, patient where the web's is not."""
-    client = redis.Redis.from_url(
+    nodes = connect(
         app.config["REDIS_URL"],
         socket_timeout=WORKER_SOCKET_TIMEOUT_SECONDS,
         socket_connect_timeout=WORKER_SOCKET_TIMEOUT_SECONDS,
     )
-    return QueueBroker(client, middleware=[AppContext(app), Drain()])
+    return QueueBroker(nodes, middleware=[AppContext(app), Drain()])
 
 
 def declare_actor(broker: QueueBroker, actor_name: str, queue_name: str, work: Callable[[UUID], None]) -> None:
@@ -186,11 +188,15 @@ def read_lengths(queue_names: Sequence[str]) -> dict[str, int] | None:
     """
     broker: QueueBroker = current_app.extensions["broker"]
     breaker: RedisBreaker = current_app.extensions["broker_breaker"]
-    pipeline = broker.client.pipeline(transaction=False)
-    for queue_name in queue_names:
-        pipeline.llen(f"{NAMESPACE}:{queue_name}")
+
+    def read(client: redis.Redis) -> list[int]:
+        pipeline = client.pipeline(transaction=False)
+        for queue_name in queue_names:
+            pipeline.llen(f"{NAMESPACE}:{queue_name}")
+        return pipeline.execute()
+
     try:
-        return dict(zip(queue_names, breaker.call(pipeline.execute), strict=True))
+        return dict(zip(queue_names, breaker.call(lambda: broker.nodes.run(NAMESPACE, read)), strict=True))
     except CircuitOpenError:
         return None
 
@@ -200,14 +206,14 @@ def check_eviction_policy(app: Flask) -> str | None:
 
     A Redis that cannot be asked only gets a warning, since the system starts without it.
     """
-    client = redis.Redis.from_url(app.config["REDIS_URL"], **REDIS_OPTIONS)
+    nodes = connect(app.config["REDIS_URL"], **REDIS_OPTIONS)
     try:
-        policy = client.info("memory").get("maxmemory_policy", "noeviction")
+        policy = nodes.run(NAMESPACE, lambda client: client.info("memory")).get("maxmemory_policy", "noeviction")
     except (redis.RedisError, OSError) as error:
         log.warning("redis_policy_unknown", reason=kind_of(error))
         return None
     finally:
-        client.close()
+        nodes.close()
     if policy != "noeviction":
         return f"REDIS_URL names a Redis with maxmemory-policy {policy}, which drops queued work; set it to noeviction."
     return None

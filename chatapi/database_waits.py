@@ -23,6 +23,12 @@ from chatapi.extensions import db
 
 STATEMENT_TIMEOUT_SECONDS = 10
 """The server's own bound, which comes first wherever the server lives."""
+SERVER_BOUNDS = {
+    "idle_in_transaction_session_timeout": "30s",
+    "lock_timeout": "5s",
+    "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
+}
+"""What PostgreSQL itself ends. Each connection asks for it; where a pooler drops that, the role's settings have it."""
 SLACK_SECONDS = 3
 CONNECT_SECONDS = 3
 PING_SECONDS = 2

@@ -11,8 +11,9 @@ from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from cachelib.serializers import BaseSerializer
-from flask import current_app, g, request
+from flask import Flask, current_app, g, request
 from flask_caching import Cache
+from flask_caching.backends.rediscache import RedisCache
 from flask_jwt_extended import JWTManager
 from flask_limiter import Limiter
 from flask_migrate import Migrate
@@ -22,6 +23,7 @@ from sqlalchemy import ColumnElement, CursorResult, MetaData, delete, func, sele
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase
 
+from chatapi.redis_nodes import Routed, connect
 from chatapi.schemas import ErrorSchema
 
 T = TypeVar("T")
@@ -69,6 +71,17 @@ class JSONCacheSerializer(BaseSerializer):
             return json.loads(bvalue)
         except ValueError:
             return None
+
+
+class NodesCache(RedisCache):
+    """Flask-Caching's Redis, in any of the places that a Redis URL may name. One key at a time."""
+
+    @classmethod
+    def factory(cls, _app: Flask, config: dict[str, Any], args: list[Any], kwargs: dict[str, Any]) -> NodesCache:
+        """Return the cache that the configuration names; Flask-Caching calls it."""
+        nodes = connect(config["CACHE_REDIS_URL"], **config["CACHE_OPTIONS"])
+        kwargs.update(host=Routed(nodes), key_prefix=config["CACHE_KEY_PREFIX"])
+        return cls(*args, **kwargs)
 
 
 class EnvelopeApi(Api):  # type: ignore[misc]

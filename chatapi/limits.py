@@ -9,9 +9,8 @@ import logging
 import threading
 import time
 from ipaddress import IPv6Address, ip_address, ip_network
-from typing import cast
+from typing import Any, cast
 
-import redis
 from flask import Flask, Response, current_app, g, request
 from flask_limiter import RateLimitExceeded
 from limits.storage import Storage
@@ -19,6 +18,7 @@ from limits.storage import Storage
 from chatapi.breaker import CircuitOpenError, RedisBreaker
 from chatapi.errors import RateLimitedError, answer
 from chatapi.extensions import REDIS_OPTIONS, limiter
+from chatapi.redis_nodes import Bound, connect
 
 LIMITER_RETRY_AFTER = "X-Limiter-Retry-After"
 """Where Flask-Limiter is told to write its Retry-After, which it would put on every answer, also over a refusal's
@@ -29,7 +29,7 @@ KEY_PREFIX = "chatapi:limits:"
 MOST_OWN_WINDOWS = 100_000
 """How many callers a process counts by itself, at some 200 bytes each."""
 
-COUNT_SCRIPT = """
+COUNT_SCRIPT = b"""
 local count = redis.call('INCRBY', KEYS[1], ARGV[1])
 local left = redis.call('PTTL', KEYS[1])
 if left < 0 then
@@ -67,17 +67,21 @@ class RequestCounts:
     """Counters in Redis, for all processes, and of this process while Redis is away. Threads may share one."""
 
     def __init__(self, url: str) -> None:
-        self._script = redis.Redis.from_url(url, protocol=2, **REDIS_OPTIONS).register_script(COUNT_SCRIPT)
+        self._nodes = connect(url, protocol=2, **REDIS_OPTIONS)
+        self._script = Bound(self._nodes, KEY_PREFIX).register_script(COUNT_SCRIPT)
         self._breaker = RedisBreaker("limits", server=url)
         self._own = OwnWindows()
 
     def add(self, key: str, seconds: int, amount: int) -> tuple[int, float]:
         """Count, and return how much it is now and when (in seconds since 1970) it begins anew."""
         try:
-            count, left = self._breaker.call(lambda: self._script([KEY_PREFIX + key], [amount, seconds]))
+            count, left = self._breaker.call(lambda: self._count(KEY_PREFIX + key, seconds, amount))
         except CircuitOpenError:
             return self._own.add(key, seconds, amount)
         return int(count), time.time() + int(left) / 1000
+
+    def _count(self, key: str, seconds: int, amount: int) -> Any:
+        return self._nodes.run(key, lambda client: self._script([key], [amount, seconds], client=client))
 
 
 class CountedStorage(Storage):

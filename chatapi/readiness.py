@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import redis
 from alembic.script import ScriptDirectory
 from flask import Flask, current_app
 from sqlalchemy import text
 
 from chatapi.errors import kind_of
 from chatapi.extensions import REDIS_OPTIONS, db
+from chatapi.redis_nodes import connect
 
 CHECK_BUDGET_SECONDS = 0.8
 """Readiness answers within a second, whatever hangs."""
@@ -102,9 +102,10 @@ def _check_postgresql() -> str:
 
 
 def _check_redis() -> str:
-    client = redis.Redis.from_url(current_app.config["REDIS_URL"], **REDIS_OPTIONS)
+    nodes = connect(current_app.config["REDIS_URL"], **REDIS_OPTIONS)
     try:
-        client.ping()
+        for _place, client in nodes.everyone():
+            client.ping()
     finally:
-        client.close()
+        nodes.close()
     return "ok"

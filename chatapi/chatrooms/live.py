@@ -17,6 +17,7 @@ from flask import Flask, current_app
 
 from chatapi.breaker import CircuitOpenError, RedisBreaker
 from chatapi.extensions import REDIS_OPTIONS
+from chatapi.redis_nodes import Nodes, connect
 
 LIVE_SECONDS = 900
 """How long what an attempt wrote is kept, at the least as long as an attempt may take."""
@@ -60,40 +61,51 @@ class LiveReplies:
     """Reads and writes these streams; one for each process. Threads may share it."""
 
     def __init__(self, url: str, most_readers: int) -> None:
-        self._writer = redis.Redis.from_url(url, protocol=2, **REDIS_OPTIONS)
+        self._writer = connect(url, protocol=2, **REDIS_OPTIONS)
         # A read that waits has a connection to itself. Its patience belongs to the connection, hence several kinds.
         waits = (0.0, QUICK_WAIT_SECONDS, MOST_WAIT_SECONDS)
         self._readers = {seconds: _patient(url, seconds, most_readers) for seconds in waits}
         self._breaker = RedisBreaker("live_replies", rest_seconds=1.0, server=url)
 
     def append(self, pieces: Sequence[Piece]) -> list[bool]:
-        """Append `pieces` in one round trip; return for each if it is there, or if its stream was lost before it.
+        """Append `pieces` in one round trip to each server that has some of their streams.
 
-        Raises `CircuitOpenError` while Redis is away.
+        Returns for each if it is there, or if its stream was lost before it. Raises `CircuitOpenError` while Redis is
+        away; then some may be there.
         """
+        return self._breaker.call(lambda: self._append(pieces))
 
-        def write() -> list[Any]:
-            pipeline = self._writer.pipeline(transaction=False)
-            for piece in pieces:
-                entry = {"t": piece.token, "o": piece.offset, "x": piece.text}
-                pipeline.xadd(_key(piece.message_id), cast("Any", entry), nomkstream=not piece.is_first)
-                pipeline.expire(_key(piece.message_id), LIVE_SECONDS)
-            return pipeline.execute()
+    def _append(self, pieces: Sequence[Piece]) -> list[bool]:
+        keys = [_key(piece.message_id) for piece in pieces]
+        is_there = [False] * len(pieces)
+        for group in self._writer.grouped(keys):
 
-        return [position is not None for position in self._breaker.call(write)[::2]]
+            def write(client: redis.Redis, group: Sequence[int] = group) -> list[Any]:
+                pipeline = client.pipeline(transaction=False)
+                for position in group:
+                    piece = pieces[position]
+                    entry = {"t": piece.token, "o": piece.offset, "x": piece.text}
+                    pipeline.xadd(keys[position], cast("Any", entry), nomkstream=not piece.is_first)
+                    pipeline.expire(keys[position], LIVE_SECONDS)
+                return pipeline.execute()
+
+            found = self._writer.run([keys[position] for position in group], write)
+            for position, entry_id in zip(group, found[::2], strict=True):
+                is_there[position] = entry_id is not None
+        return is_there
 
     def announce_end(self, message_id: UUID) -> None:
         """Tell all who follow a reply, or wait for it, that it has ended. Nothing happens while Redis is away."""
 
-        def write() -> None:
-            pipeline = self._writer.pipeline(transaction=False)
+        def write(client: redis.Redis) -> None:
+            pipeline = client.pipeline(transaction=False)
             for key in (_key(message_id), _end_key(message_id)):
                 pipeline.xadd(key, {"e": "1"})
                 pipeline.expire(key, ENDED_SECONDS)
             pipeline.execute()
 
         try:
-            self._breaker.call(write)
+            self._breaker.call(lambda: self._writer.run(_key(message_id), write))
         except CircuitOpenError:
             return
 
@@ -110,9 +122,13 @@ class LiveReplies:
 
     def _read(self, key: str, after: str, wait_seconds: float) -> list[Written]:
         wait_seconds = min(wait_seconds, MOST_WAIT_SECONDS)
-        client = next(client for seconds, client in self._readers.items() if wait_seconds <= seconds)
+        nodes = next(nodes for seconds, nodes in self._readers.items() if wait_seconds <= seconds)
         block = int(wait_seconds * 1000) or None  # For Redis, 0 is for ever.
-        found = cast("list[Any]", self._breaker.call(lambda: client.xread({key: after}, block=block)))
+
+        def read(client: redis.Redis) -> list[Any]:
+            return cast("list[Any]", client.xread({key: after}, block=block))
+
+        found = self._breaker.call(lambda: nodes.run(key, read))
         entries: Iterable[tuple[str, Mapping[str, str]]] = found[0][1] if found else ()
         return [_written(position, entry) for position, entry in entries]
 
@@ -128,11 +144,9 @@ def live_replies() -> LiveReplies:
     return cast("LiveReplies", current_app.extensions["live_replies"])
 
 
-def _patient(url: str, wait_seconds: float, most: int) -> redis.Redis:
+def _patient(url: str, wait_seconds: float, most: int) -> Nodes:
     options = {**REDIS_OPTIONS, "socket_timeout": wait_seconds + REDIS_OPTIONS["socket_timeout"]}
-    return redis.Redis.from_url(
-        url, protocol=2, decode_responses=True, encoding_errors="replace", max_connections=most, **options
-    )
+    return connect(url, protocol=2, decode_responses=True, encoding_errors="replace", max_connections=most, **options)
 
 
 def _key(message_id: UUID) -> str:

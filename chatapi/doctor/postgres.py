@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from chatapi.database_waits import SERVER_BOUNDS
 from chatapi.doctor.findings import Finding, failed, ok, warning
 from chatapi.doctor.schema import check_schema
 from chatapi.doctor.settings import Settings, is_remote, not_set
@@ -20,6 +21,7 @@ OLDEST_VERSION = 14
 CONNECT_SECONDS = 4
 STATEMENT_MS = 3000
 LARGEST_CLOCK_DIFFERENCE_SECONDS = 5.0
+APPLICATION = "chatapi-doctor"
 
 CONNECTIONS = {"web": 20, "worker": 20, "chores": 4, "billing": 4, "sweeper": 1}
 """What each process may open at the most; docs/operating-replies.md has it."""
@@ -29,7 +31,8 @@ _SERVER = text("""
            current_setting('server_version') AS full_version,
            pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS is_read_only,
            extract(epoch FROM clock_timestamp())::float AS clock,
-           current_setting('TimeZone') AS zone,
+           current_setting('lock_timeout') = :asked AS has_options,
+           array(SELECT name FROM pg_settings WHERE setting = '0' AND name = ANY(:bounds) ORDER BY name) AS unbounded,
            current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS room,
            (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user) AS role_room,
            (SELECT datconnlimit FROM pg_database WHERE datname = current_database()) AS database_room,
@@ -65,7 +68,8 @@ def check_postgres(settings: Settings) -> Iterator[Finding]:
 
 def _check_server(connection: Connection, settings: Settings) -> Iterator[Finding]:
     asked_at = time.time()
-    server = connection.execute(_SERVER).one()
+    parameters = {"asked": f"{STATEMENT_MS // 1000}s", "bounds": list(SERVER_BOUNDS)}
+    server = connection.execute(_SERVER, parameters).one()
     difference = server.clock - (asked_at + time.time()) / 2
     place = _place(settings["DATABASE_URL"])
     if server.version < OLDEST_VERSION:
@@ -81,7 +85,9 @@ def _check_server(connection: Connection, settings: Settings) -> Iterator[Findin
     else:
         yield ok("postgresql writes", f"{server.role} may")
     yield _check_tls(connection, settings)
-    yield _check_clock(difference, server.zone)
+    yield _check_clock(difference)
+    if not server.has_options:
+        yield _check_bounds(server)
     yield check_room(server, settings)
 
 
@@ -97,10 +103,18 @@ def _check_tls(connection: Connection, settings: Settings) -> Finding:
     return ok(name, "not in use" + ("" if is_remote(host) else ", and not needed on one machine"))
 
 
-def _check_clock(difference: float, zone: str) -> Finding:
-    if zone not in ("UTC", "Etc/UTC", "GMT"):
-        found = f"sessions are in {zone}, though we ask for UTC"
-        return failed("clock", found, "A pooler in between drops `options`: let it pass them (ignore none of ours).")
+def _check_bounds(server: Any) -> Finding:
+    """Return whether what a pooler drops of our options holds all the same: by the role's own settings."""
+    name = "postgresql pooler"
+    if server.unbounded:
+        sets = "; ".join(
+            f"ALTER ROLE {server.role} SET {bound} = '{SERVER_BOUNDS[bound]}'" for bound in server.unbounded
+        )
+        return warning(name, f"a pooler drops our {' and '.join(server.unbounded)}", f"Run {sets} (docs/scaling.md).")
+    return ok(name, "drops our options; the role has bounds of its own")
+
+
+def _check_clock(difference: float) -> Finding:
     if abs(difference) > LARGEST_CLOCK_DIFFERENCE_SECONDS:
         found = f"PostgreSQL is {abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} this machine"
         return warning("clock", found, "Have both keep time by NTP: days turn by one clock, tokens end by the other.")
@@ -134,8 +148,8 @@ def _check_direct(url: str) -> Finding:
 
 
 def _connect(url: str) -> Connection:
-    options = f"-c timezone=UTC -c statement_timeout={STATEMENT_MS} -c lock_timeout={STATEMENT_MS}"
-    arguments = {"connect_timeout": CONNECT_SECONDS, "application_name": "chatapi-doctor", "options": options}
+    options = f"-c statement_timeout={STATEMENT_MS} -c lock_timeout={STATEMENT_MS}"
+    arguments = {"connect_timeout": CONNECT_SECONDS, "application_name": APPLICATION, "options": options}
     engine = create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
     return engine.connect()
 
@@ -177,7 +191,7 @@ _ADVICE = {
     "password authentication failed": "Put user and password in DATABASE_URL right (signs such as @ as %40).",
     "does not exist": "Create it, or put DATABASE_URL right.",
     "too many": "Raise max_connections, or start fewer processes.",
-    "unsupported startup parameter": "Let the pooler pass `options`, or use its session mode without that check.",
+    "unsupported startup parameter": "Have the pooler ignore it: ignore_startup_parameters = options.",
     "certificate": "Does sslrootcert name the server's authority, and is the host name the certificate's?",
     "ssl": "Does the server take TLS? sslmode in DATABASE_URL says whether it must.",
 }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from chatapi.doctor.findings import Check, Finding, failed, ok, warning
 from chatapi.doctor.redis_probe import SETTINGS, Probed, place_of, probe
 from chatapi.doctor.settings import Settings, is_remote, not_set
+from config_redis import redis_address
 
 SLOW_MS = 20.0
 """What a request uses Redis for has 300 ms in all."""
@@ -49,14 +49,16 @@ def _check(name: str, url: str | None, uses: tuple[str, ...], settings: Settings
     if "queue" in uses:
         yield from _check_queue(name, probed, settings)
     yield from _check_memory(name, probed)
-    if settings.is_production and urlsplit(url).scheme == "redis" and is_remote(urlsplit(url).hostname):
+    address = redis_address(url)
+    if settings.is_production and not address.has_tls and any(is_remote(host) for host, _ in address.nodes):
         found = f"not in use on the way to {place_of(url)}"
         yield warning(f"{name} tls", found, "Use rediss:// if the server takes it: prompts and replies go this way.")
 
 
 def _on_answer(name: str, probed: Probed) -> Finding:
     kept = {True: ", kept on disk", False: ", in memory only, which will do", None: ""}[probed.is_persistent]
-    found = f"{probed.place}, {probed.version or 'version unknown'}, answers in {probed.latency_ms} ms{kept}"
+    masters = f", {probed.masters} masters" if probed.masters > 1 else ""
+    found = f"{probed.place}{masters}, {probed.version or 'version unknown'}, answers in {probed.latency_ms} ms{kept}"
     if probed.version and _is_older(probed.version):
         return failed(name, found, "Use Redis 6.2 or newer, or Valkey.")
     if probed.latency_ms is not None and probed.latency_ms > SLOW_MS:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import redis
 
 from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE, NAMESPACE
 from chatapi.chatrooms.prompts import REPLIES_QUEUE
+from chatapi.redis_nodes import Nodes, connect
 from chatapi.replies.titles import TITLES_QUEUE
+from config_redis import redis_address
 
 SECONDS = 2.0
 """For each answer."""
@@ -34,6 +35,7 @@ class Probed:
     place: str
     fault: str | None = None
     is_away: bool = False
+    masters: int = 0
     latency_ms: float | None = None
     version: str | None = None
     policy: str | None = None
@@ -49,33 +51,35 @@ class Probed:
 
 def place_of(url: str) -> str:
     """Return where a Redis is, without who we are there."""
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        return parts.path
     try:
-        port = parts.port or 6379
+        return redis_address(url).place
     except ValueError:
         return "the address in it"
-    return f"{parts.hostname or 'localhost'}:{port}{parts.path if parts.path != '/' else ''}"
 
 
 def probe(url: str, *, writes: bool, counts_queues: bool) -> Probed:
-    """Look at the Redis of `url`, and with `writes` put a key there, read it and delete it."""
+    """Look at the Redis of `url`, and with `writes` put a key there, read it and delete it.
+
+    Of a cluster, all masters are looked at: the slowest answer and the least that each can do are what is shown, and
+    sums of memory and connections.
+    """
     probed = Probed(place_of(url))
-    client = None
+    nodes = None
     try:
-        client = redis.Redis.from_url(url, socket_timeout=SECONDS, socket_connect_timeout=SECONDS)
-        probed.latency_ms = _ping(client)
-        _read_info(cast("Mapping[str, Any]", client.info()), probed)
+        nodes = connect(url, socket_timeout=SECONDS, socket_connect_timeout=SECONDS)
+        servers = [client for _place, client in nodes.everyone()]
+        probed.masters = len(servers)
+        probed.latency_ms = max(_ping(client) for client in servers)
+        _read_info([cast("Mapping[str, Any]", client.info()) for client in servers], probed)
         if writes:
-            _write(client, probed)
+            _write(nodes, probed)
         if counts_queues:
-            probed.queues = _count(client)
+            probed.queues = nodes.run(NAMESPACE, _count)
     except (redis.RedisError, OSError, ValueError) as error:
         probed.fault, probed.is_away = _fault(error), not isinstance(error, redis.ResponseError)
     finally:
-        if client is not None:
-            client.close()
+        if nodes is not None:
+            nodes.close()
     return probed
 
 
@@ -90,27 +94,38 @@ def _ping(client: redis.Redis) -> float:
     return round(min(taken) * 1000, 2)
 
 
-def _read_info(info: Mapping[str, Any], probed: Probed) -> None:
-    probed.version = info.get("valkey_version") or info.get("redis_version")
-    probed.policy = info.get("maxmemory_policy")
-    probed.used_bytes, probed.max_bytes = info.get("used_memory"), info.get("maxmemory")
-    probed.clients, probed.max_clients = info.get("connected_clients"), info.get("maxclients")
-    probed.blocked_clients = info.get("blocked_clients")
-    probed.is_replica = info.get("role") == "slave"
-    if "aof_enabled" in info:
-        probed.is_persistent = bool(info["aof_enabled"]) or bool(info.get("rdb_saves"))
+def _read_info(infos: Sequence[Mapping[str, Any]], probed: Probed) -> None:
+    def values(name: str) -> list[Any]:
+        return [info[name] for info in infos if name in info]
+
+    probed.version = next(iter(values("valkey_version") or values("redis_version")), None)
+    # Of several policies one that evicts is what matters.
+    probed.policy = next(iter(sorted(values("maxmemory_policy"), key=lambda policy: policy == "noeviction")), None)
+    probed.used_bytes = sum(values("used_memory")) if values("used_memory") else None
+    probed.max_bytes = sum(values("maxmemory"))
+    probed.clients = max(values("connected_clients"), default=None)
+    probed.max_clients = min(values("maxclients"), default=None)
+    probed.blocked_clients = sum(values("blocked_clients"))
+    probed.is_replica = "slave" in values("role")
+    if persistent := [info["aof_enabled"] or info.get("rdb_saves") for info in infos if "aof_enabled" in info]:
+        probed.is_persistent = all(persistent)
 
 
-def _write(client: redis.Redis, probed: Probed) -> None:
+def _write(nodes: Nodes, probed: Probed) -> None:
     """Put a key, read it, delete it, and run a script, as the queue does."""
     key, value = PROBE_PREFIX + secrets.token_hex(8), secrets.token_hex(8)
-    client.set(key, value, ex=PROBE_SECONDS)
-    found = cast("bytes | None", client.get(key))
-    if found is None or found.decode(errors="replace") != value:
-        probed.fault = "a key that was just put there is gone or another"
-    client.eval("return redis.call('DEL', KEYS[1])", 1, key)
-    if client.exists(key):
-        probed.fault = "a key cannot be deleted"
+
+    def write(client: redis.Redis) -> str | None:
+        client.set(key, value, ex=PROBE_SECONDS)
+        found = cast("bytes | None", client.get(key))
+        client.eval("return redis.call('DEL', KEYS[1])", 1, key)
+        if client.exists(key):
+            return "a key cannot be deleted"
+        if found is None or found.decode(errors="replace") != value:
+            return "a key that was just put there is gone or another"
+        return None
+
+    probed.fault = nodes.run(key, write)
 
 
 def _count(client: redis.Redis) -> dict[str, dict[str, int]]:

@@ -147,13 +147,17 @@ def list_jobs(state: str | None, limit: int, *, is_newest_first: bool = False) -
 def read_queues() -> dict[str, dict[str, int]] | None:
     """Return the lengths of Dramatiq's lists by queue: `ready`, `delayed` and `dead`. None when Redis is away."""
     broker: QueueBroker = current_app.extensions["broker"]
-    pipeline = broker.client.pipeline(transaction=False)
-    for queue in QUEUES:
-        pipeline.llen(f"{NAMESPACE}:{queue}")
-        pipeline.llen(f"{NAMESPACE}:{queue}.DQ")
-        pipeline.zcard(f"{NAMESPACE}:{queue}.XQ")
+
+    def read(client: redis.Redis) -> list[int]:
+        pipeline = client.pipeline(transaction=False)
+        for queue in QUEUES:
+            pipeline.llen(f"{NAMESPACE}:{queue}")
+            pipeline.llen(f"{NAMESPACE}:{queue}.DQ")
+            pipeline.zcard(f"{NAMESPACE}:{queue}.XQ")
+        return pipeline.execute()
+
     try:
-        found = iter(pipeline.execute())
+        found = iter(broker.nodes.run(NAMESPACE, read))
     except (redis.RedisError, OSError):
         return None
     return {queue: {name: next(found) for name in ("ready", "delayed", "dead")} for queue in QUEUES}

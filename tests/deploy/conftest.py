@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.system.conftest import _running_system, someone, system
+from tests.system.conftest import people, running_system, someone, system
 
-__all__ = ["_running_system", "someone", "system"]
+__all__ = ["people", "running_system", "someone", "system"]

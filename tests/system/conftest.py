@@ -11,7 +11,7 @@ from tests.system.support import System
 
 
 @pytest.fixture(scope="session")
-def _running_system() -> Iterator[System]:
+def running_system() -> Iterator[System]:
     system = System()
     yield system
     system.mend()
@@ -19,14 +19,20 @@ def _running_system() -> Iterator[System]:
 
 
 @pytest.fixture
-def system(_running_system: System, request: pytest.FixtureRequest) -> System:
+def system(running_system: System, request: pytest.FixtureRequest) -> System:
     """The system, whole again after what the last test did to it, and the stand-in well-behaved."""
-    _running_system.use(getattr(request.module, "SETTINGS", {}))
-    _running_system.mend()
-    return _running_system
+    running_system.use(getattr(request.module, "SETTINGS", {}))
+    running_system.mend()
+    return running_system
 
 
 @pytest.fixture
 def someone(system: System, sign_in: Callable[..., Account]) -> Account:
     """Somebody who is signed in to the running system, with prompts to spare."""
     return sign_in(via=system.client)
+
+
+@pytest.fixture
+def people(system: System, sign_in: Callable[..., Account]) -> list[Account]:
+    """Six of them."""
+    return [sign_in(via=system.client) for _ in range(6)]

@@ -51,9 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def talkative(_running_system: System, gateway: Gateway, folder: Path) -> Iterator[System]:
+def talkative(running_system: System, gateway: Gateway, folder: Path) -> Iterator[System]:
     """The system in production with every secret set, and all that it logs from now on in `folder`."""
-    system = _running_system
+    system = running_system
     system.mend()
     settings = {
         **SECRETS,

@@ -14,8 +14,8 @@ import pytest
 
 from tests.support import Account, wait_for
 from tests.system.freezing import children_of, postgres_frozen, threads_of
+from tests.system.prompting import Prompting
 from tests.system.support import HttpAnswer, System, sleep_until, wait_all_ended
-from tests.system.test_redis_faults import Load
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -38,7 +38,7 @@ def test_service_says_503_and_every_accepted_prompt_is_answered_when_postgresql_
     system: System, sign_in: Callable[..., Account], end: Callable[[System], None]
 ) -> None:
     people = [sign_in(via=system.client) for _ in range(8)]
-    with Load(people, pause_seconds=0.05) as load:
+    with Prompting(people, pause_seconds=0.05) as load:
         for _ in range(2):
             time.sleep(1.5)
             end(system)

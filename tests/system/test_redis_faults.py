@@ -3,77 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 import redis
 
 from chatapi.dev.gemini_standin import Fault
 from tests.support import Account, wait_for
-from tests.system.support import HttpAnswer, System, finish, finished, send, sleep_until, wait_all_ended
+from tests.system.prompting import Prompting, assert_all_accepted_and_answered_once
+from tests.system.support import System, finish, finished, sleep_until, wait_all_ended
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-
-
-class Load:
-    """People who send prompts all the time, in threads; `answers` is what they get."""
-
-    def __init__(self, people: list[Account], pause_seconds: float) -> None:
-        self._people = [(person, person.open_room(title="load")) for person in people]
-        self._pause_seconds = pause_seconds
-        self._is_over = False
-        self.answers: list[tuple[Account, str, HttpAnswer]] = []
-
-    def __enter__(self) -> Load:
-        self._pool = ThreadPoolExecutor(len(self._people))
-        self._running = [self._pool.submit(self._send, *each) for each in self._people]
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._is_over = True
-        self._pool.shutdown()
-        for running in self._running:
-            running.result()
-
-    def _send(self, person: Account, room_id: str) -> None:
-        number = 0
-        while not self._is_over:
-            number += 1
-            self.answers.append((person, room_id, send(person, room_id, f"load number {number}.")))
-            time.sleep(self._pause_seconds)
-
-    def statuses(self) -> Counter[int]:
-        return Counter(answer.status_code for *_, answer in self.answers)
-
-    def replies(self) -> list[dict[str, Any]]:
-        """Return the replies to all that was accepted."""
-        accepted = [each for each in self.answers if each[2].status_code == 201]
-        return [person.read(room, answer.get_json()["ai_message"]["id"]) for person, room, answer in accepted]
-
-
-@pytest.fixture
-def people(system: System, sign_in: Callable[..., Account]) -> list[Account]:
-    return [sign_in(via=system.client) for _ in range(6)]
-
-
-def assert_all_accepted_and_answered_once(system: System, people: list[Account], load: Load) -> None:
-    assert set(load.statuses()) == {201}
-    assert max(answer.seconds for *_, answer in load.answers) < 2
-    wait_all_ended(system, 90)
-    replies = load.replies()
-    assert {reply["status"] for reply in replies} == {"completed"}
-    assert len({reply["reply_to"] for reply in replies}) == len(load.answers)
-    assert sum(person.daily_usage() for person in people) == len(load.answers)
 
 
 def test_prompts_are_accepted_in_time_and_answered_after_when_redis_is_down_for_a_minute(
     system: System, people: list[Account]
 ) -> None:
-    with Load(people, pause_seconds=2.0) as load:
+    with Prompting(people, pause_seconds=2.0) as load:
         time.sleep(1)
         system.kill_valkey()
         time.sleep(60)
@@ -87,7 +34,7 @@ def test_prompts_are_accepted_in_time_and_answered_after_when_redis_is_down_for_
 def test_prompts_are_accepted_and_answered_when_redis_hangs_for_ten_seconds(
     system: System, people: list[Account]
 ) -> None:
-    with Load(people, pause_seconds=0.3) as load:
+    with Prompting(people, pause_seconds=0.3) as load:
         time.sleep(1)
         with system.valkey_frozen():
             time.sleep(10)
@@ -99,7 +46,7 @@ def test_prompts_are_accepted_and_answered_when_redis_hangs_for_ten_seconds(
 def test_prompts_are_answered_once_when_redis_restarts_again_and_again_under_load(
     system: System, people: list[Account]
 ) -> None:
-    with Load(people, pause_seconds=0.2) as load:
+    with Prompting(people, pause_seconds=0.2) as load:
         for _ in range(4):
             time.sleep(1.5)
             system.kill_valkey()

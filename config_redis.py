@@ -1,0 +1,139 @@
+"""Where Redis is: one server, a cluster, or whichever server Sentinels name.
+
+- `redis://[user:password@]host[:port][/database]`, `rediss://` with TLS, `unix:///path`
+- `redis+cluster://[user:password@]host[:port],host[:port],…`: some of a cluster's nodes, which tell of the others
+- `redis+sentinel://[user:password@]host[:port],host[:port],…/service[/database]`: the Sentinels, and what they watch
+
+With TLS those begin with `rediss+`. User and password are those of the servers; for Sentinels that want some there are
+`sentinel_username` and `sentinel_password` in the query, where options of redis-py's connections stand too
+(`?ssl_ca_certs=/path`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from marshmallow import ValidationError, fields
+
+SCHEMES = ("redis", "rediss", "unix")
+CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
+SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
+DEFAULT_PORT = 6379
+SENTINEL_PORT = 26379
+
+_NODE = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/@,]+)(:(?P<port>[0-9]{1,5}))?")
+
+
+@dataclass(frozen=True)
+class RedisAddress:
+    """A Redis URL taken to pieces. `nodes` are hosts and ports, of one server, of cluster nodes or of Sentinels.
+
+    A `service` is there for Sentinels alone. A Unix socket has a `path` and no nodes.
+    """
+
+    scheme: str
+    credentials: str
+    nodes: tuple[tuple[str, int], ...]
+    service: str | None
+    database: int
+    options: tuple[tuple[str, str], ...]
+    path: str = ""
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the slots of the keys say where they are."""
+        return self.scheme in CLUSTER_SCHEMES
+
+    @property
+    def is_sentinel(self) -> bool:
+        """Whether Sentinels say which server it is."""
+        return self.scheme in SENTINEL_SCHEMES
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether servers, and Sentinels, are spoken to by TLS."""
+        return self.scheme.startswith("rediss")
+
+    @property
+    def place(self) -> str:
+        """Where that is, without who we are there."""
+        if self.scheme == "unix":
+            return self.path
+        hosts = ",".join(f"{_bracketed(host)}:{port}" for host, port in self.nodes)
+        service = "" if self.service is None else f"/{self.service}"
+        return f"{hosts}{service}" + (f"/{self.database}" if self.database else "")
+
+    def url_of(self, host: str, port: int) -> str:
+        """Return the URL of one server, to be spoken to as this address says."""
+        query = urlencode([pair for pair in self.options if not pair[0].startswith("sentinel_")])
+        scheme = "rediss" if self.has_tls else "redis"
+        who = f"{self.credentials}@" if self.credentials else ""
+        return f"{scheme}://{who}{_bracketed(host)}:{port}/{self.database}" + (f"?{query}" if query else "")
+
+
+def redis_address(url: str) -> RedisAddress:
+    """Take a URL to pieces. Raises `ValueError` with what is wrong with it, without quoting it."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("is not a URL; in passwords, / is written %2F, and so is whatever means something") from None
+    if parts.scheme not in (*SCHEMES, *CLUSTER_SCHEMES, *SENTINEL_SCHEMES):
+        wanted = " or ".join(f"{name}://" for name in SCHEMES)
+        raise ValueError(f"must begin with {wanted}, or redis+cluster:// or redis+sentinel:// (rediss+ with TLS)")
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    options = tuple(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.scheme == "unix":
+        return RedisAddress(parts.scheme, credentials, (), None, 0, options, path=parts.path)
+    usual_port = SENTINEL_PORT if parts.scheme in SENTINEL_SCHEMES else DEFAULT_PORT
+    nodes = tuple(_node(word, usual_port) for word in (hosts or "localhost").split(","))
+    if parts.scheme in SCHEMES and len(nodes) > 1:
+        raise ValueError("names several hosts, which is for redis+cluster:// and redis+sentinel://")
+    service, database = _service(parts.scheme, parts.path)
+    return RedisAddress(parts.scheme, credentials, nodes, service, database, options)
+
+
+class RedisUrl(fields.String):
+    """The URL of a Redis in one of the forms above."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> str:
+        url = str(super()._deserialize(value, attr, data, **kwargs))
+        try:
+            redis_address(url)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+        return url
+
+
+def _node(word: str, usual_port: int) -> tuple[str, int]:
+    """Return a host, without brackets, and its port."""
+    found = _NODE.fullmatch(word)
+    port = int(found["port"] or usual_port) if found else 0
+    if found is None or not 0 < port < 2**16:
+        raise ValueError(
+            "is not a URL of hosts and ports; in passwords, / is written %2F, and so is whatever means something"
+        )
+    return found["host"].strip("[]"), port
+
+
+def _service(scheme: str, path: str) -> tuple[str | None, int]:
+    """Return what Sentinels watch, None where there are none, and the number of the database."""
+    if scheme in CLUSTER_SCHEMES:
+        if path not in ("", "/", "/0"):
+            raise ValueError("must end in its hosts: a cluster has one database")
+        return None, 0
+    if scheme in SENTINEL_SCHEMES:
+        found = re.fullmatch(r"/(?P<service>[^/]+)(/(?P<database>[0-9]{0,5}))?", path)
+        if found is None:
+            raise ValueError("must end in the name of the service that the Sentinels watch, and a database if any")
+        return found["service"], int(found["database"] or 0)
+    if not re.fullmatch(r"(/[0-9]{0,5})?", path):
+        raise ValueError("must end in the number of a database, or in nothing")
+    return None, int(path.strip("/") or 0)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,123 @@
+"""Queue, cache, limits and streams in a Redis Cluster of three masters and three replicas, one of which is killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+import redis
+
+from chatapi.broker import NAMESPACE
+from chatapi.limits import KEY_PREFIX
+from chatapi.redis_nodes import connect
+from tests.support import Account, wait_for
+from tests.system.events import Reader
+from tests.system.prompting import Prompting, assert_all_accepted_and_answered_once
+from tests.system.support import System, finish
+from tests.valkey_many import ValkeyCluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def cluster(running_system: System) -> Iterator[ValkeyCluster]:
+    cluster = ValkeyCluster()
+    try:
+        cluster.start()
+        yield cluster
+        running_system.use({})
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def system(running_system: System, cluster: ValkeyCluster) -> System:
+    """The system, with everything that it has in Redis in the cluster."""
+    wait_for(cluster.is_whole)
+    running_system.use({"REDIS_URL": cluster.url})
+    running_system.mend()
+    return running_system
+
+
+def keys_by_server(cluster: ValkeyCluster) -> list[set[str]]:
+    """Return what each master has."""
+    return [set(server.ask("KEYS", "*")) for server in cluster.servers if server.ask("ROLE")[0] == "master"]
+
+
+def test_every_use_has_its_keys_in_the_cluster(system: System, someone: Account, cluster: ValkeyCluster) -> None:
+    rooms = [someone.open_room(title=f"cluster {number}") for number in range(12)]
+    assert someone.call("GET", "/chatroom").status_code == 200
+    replies = [someone.prompt(room, "[[words=40 latency_ms=300]] hello") for room in rooms]
+    with ThreadPoolExecutor(len(rooms)) as pool:
+        readers = [Reader(someone, room, reply) for room, reply in zip(rooms, replies, strict=True)]
+        for reading in [pool.submit(reader.read_to_end, 60) for reader in readers]:
+            reading.result()
+
+    for room, reply_id, reader in zip(rooms, replies, readers, strict=True):
+        reply = someone.read(room, reply_id)
+        assert (reply["status"], reply["content"]) == ("completed", reader.text)
+    found = keys_by_server(cluster)
+    everything = set().union(*found)
+    for prefix in (f"{NAMESPACE}:", KEY_PREFIX, "chatapi:cache:rooms:", "chatapi:live:"):
+        assert any(key.startswith(prefix) for key in everything), prefix
+    live = [sum(key.startswith("chatapi:live:") for key in keys) for keys in found]
+    assert min(live) > 0, live
+    assert system.client.get("/health/ready").get_json()["checks"]["redis"] == "ok"
+
+
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "frozen"])
+@pytest.mark.parametrize("use", ["the queue", "others"])
+def test_nothing_accepted_is_lost_when_a_master_fails_under_load(
+    system: System, people: list[Account], cluster: ValkeyCluster, use: str, is_killed: bool
+) -> None:
+    queue = cluster.owner(NAMESPACE)
+    masters = [server for server in cluster.servers if server.ask("ROLE")[0] == "master"]
+    failing = queue if use == "the queue" else next(server for server in masters if server is not queue)
+
+    with Prompting(people, pause_seconds=0.2) as load, ExitStack() as failure:
+        time.sleep(2)
+        if is_killed:
+            failing.kill()
+        else:
+            failure.enter_context(failing.frozen())
+        time.sleep(10)
+        before = len(load.answers)
+        if is_killed:
+            failing.start()
+        else:
+            failure.close()
+        time.sleep(4)
+
+    assert len(load.answers) > before
+    assert_all_accepted_and_answered_once(system, people, load)
+
+
+def test_replies_come_at_once_again_after_a_failover(system: System, someone: Account, cluster: ValkeyCluster) -> None:
+    room = someone.open_room(title="after")
+    finish(someone, room, someone.prompt(room, "before"))
+    cluster.owner(NAMESPACE).kill()
+    nodes = connect(cluster.url, socket_timeout=1, socket_connect_timeout=1)
+    wait_for(lambda: _answers(nodes), every=0.2)
+    time.sleep(8)  # What rests after a failure, and looks for the new master, has done so.
+
+    taken = []
+    for number in range(10):
+        began_at = time.monotonic()
+        finish(someone, room, someone.prompt(room, f"after {number}"))
+        taken.append(time.monotonic() - began_at)
+
+    # Rung for: by the sweeper alone each would wait a second or two, or longer.
+    assert sorted(taken)[5] < 0.8, taken
+    for server in cluster.servers:
+        if not server.child.is_running():
+            server.start()
+
+
+def _answers(nodes: object) -> bool:
+    try:
+        return bool(nodes.run(NAMESPACE, lambda client: client.set(f"{NAMESPACE}:probe", 1, ex=1)))  # type: ignore[attr-defined]
+    except (redis.RedisError, OSError):
+        return False
