@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -147,6 +147,36 @@ def answer(error: ChatAPIError) -> Response:
     return response
 
 
+RETRY_AFTER_HEADER = {
+    "Retry-After": {
+        "description": "Seconds after which to try again",
+        "schema": {"type": "integer", "minimum": 0},
+        "example": DATABASE_RETRY_AFTER_SECONDS,
+    }
+}
+
+
+def describe(errors: Iterable[ChatAPIError]) -> dict[str, Any]:
+    """Return the `examples` of an OpenAPI response that says `errors`, and its `headers` if it has any.
+
+    There is one example for each slug; the first error with it gives it.
+    """
+    known: dict[str, ChatAPIError] = {}
+    for error in errors:
+        known.setdefault(error.slug, error)
+    examples = {slug: {"summary": error.message, "value": envelope(error)} for slug, error in known.items()}
+    is_retried = any(error.retry_after is not None for error in known.values())
+    return {"examples": examples, **({"headers": RETRY_AFTER_HEADER} if is_retried else {})}
+
+
+def http_error(status: HTTPStatus) -> ChatAPIError:
+    """Return what is answered for an error of HTTP itself, such as 405, that Flask or Werkzeug raises."""
+    known = ChatAPIError(_SENTENCES.get(status, status.phrase + "."))
+    known.status = status
+    known.slug = _SLUGS.get(status, status.phrase.lower().replace(" ", "_").replace("-", "_"))
+    return known
+
+
 def register_error_handlers(app: Flask) -> None:
     """Answer every error in the one envelope, whoever raises it."""
     app.register_error_handler(ChatAPIError, answer)
@@ -158,11 +188,7 @@ def register_error_handlers(app: Flask) -> None:
 
 def _answer_http_exception(error: HTTPException) -> Response:
     """Answer what Flask, Werkzeug or an extension raises; their own headers, such as Allow, stay."""
-    status = HTTPStatus(error.code or 500)
-    known = ChatAPIError(_SENTENCES.get(status, status.phrase + "."))
-    known.status = status
-    known.slug = _SLUGS.get(status, status.phrase.lower().replace(" ", "_").replace("-", "_"))
-    response = answer(known)
+    response = answer(http_error(HTTPStatus(error.code or 500)))
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     return response

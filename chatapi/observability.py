@@ -101,7 +101,7 @@ def ready() -> Response:
 
 @blueprint.get("/docs")
 @blueprint.doc(tags=["service"])
-@blueprint.response(200, content_type="text/html")
+@blueprint.response(200, {"type": "string"}, content_type="text/html", description="A page")
 def docs() -> Response:
     """Show the API in Swagger UI"""
     return Response(render_template("docs.html"), mimetype="text/html")

@@ -14,12 +14,28 @@ from webargs import core
 from webargs.flaskparser import FlaskParser, is_json_request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from chatapi.errors import BadRequestError, UnsupportedMediaTypeError, ValidationFailedError
+from chatapi.errors import (
+    BadRequestError,
+    ChatAPIError,
+    RateLimitedError,
+    ServiceUnavailableError,
+    UnsupportedMediaTypeError,
+    ValidationFailedError,
+    describe,
+)
 from chatapi.schemas import ErrorSchema
 
 MAX_BODY_BYTES = 64 * 1024
 WEBHOOK_PATH = "/webhook/stripe"
 MAX_WEBHOOK_BYTES = 1024 * 1024
+
+ANYWHERE = (
+    BadRequestError(),
+    ValidationFailedError(errors={"title": ["Length must be between 1 and 200."]}),
+    RateLimitedError(retry_after=60),
+    ServiceUnavailableError(retry_after=2),
+)
+"""What any route may refuse. One that has a refusal of its own with the same status is documented with both."""
 
 V = TypeVar("V", bound=Callable[..., Any])
 
@@ -105,12 +121,20 @@ class ApiBlueprint(Blueprint):  # type: ignore[misc]
 
     ARGUMENTS_PARSER = StrictParser()
 
-    def problems(self, *statuses: int) -> Callable[[V], V]:
-        """Document the refusals of a route that are its own, each in the one envelope."""
+    def problems(self, *refusals: ChatAPIError | type[ChatAPIError]) -> Callable[[V], V]:
+        """Document the refusals of a route that are its own, each by an example of the one envelope.
+
+        A class stands for an error with nothing but its own message; an instance shows what else there is, and whether
+        there is a `Retry-After`.
+        """
+        errors = [each() if isinstance(each, type) else each for each in refusals]
 
         def decorate(view: V) -> V:
-            for status in statuses:
-                view = self.alt_response(status, schema=ErrorSchema, description=HTTPStatus(status).phrase)(view)
+            for status in sorted({error.status for error in errors}):
+                same = [error for error in (*errors, *ANYWHERE) if error.status == status]
+                slugs = " or ".join(dict.fromkeys(f"`{error.slug}`" for error in same))
+                description = f"{HTTPStatus(status).phrase}: {slugs}"
+                view = self.alt_response(status, schema=ErrorSchema, description=description, **describe(same))(view)
             return view
 
         return decorate

@@ -123,7 +123,8 @@ class QueryCount(fields.Integer):
     """A whole number in a query string, in plain ASCII digits, from 1 to `most`."""
 
     def __init__(self, *, most: int, default: int) -> None:
-        super().__init__(load_default=default, validate=Range(1, most))
+        shown = {"description": "How many there may be in the answer"}
+        super().__init__(load_default=default, validate=Range(1, most), metadata=shown)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> Any:
         if isinstance(value, str) and not _DIGITS.fullmatch(value):

@@ -25,6 +25,7 @@ from chatapi.errors import NotFoundError, UnauthorizedError
 from chatapi.extensions import REDIS_OPTIONS, limiter
 from chatapi.observability import API_VERSION
 from chatapi.parsing import ApiBlueprint
+from chatapi.redis_nodes import connect
 from chatapi.replies import monitor as replies
 from chatapi.subscriptions import monitor as billing
 
@@ -34,6 +35,9 @@ QUERY_BUDGET_SECONDS = 2.0
 """A scrape that takes longer counts as none at all, and all other figures would be lost with it."""
 
 REDIS_URLS = {"queue": "REDIS_URL", "cache": "CACHE_REDIS_URL", "limits": "RATE_LIMIT_REDIS_URL"}
+
+NO_METRICS = NotFoundError("There is nothing at this address")
+NO_METRICS_TOKEN = UnauthorizedError("The bearer token of METRICS_TOKEN is needed")
 
 blueprint = ApiBlueprint("metrics", __name__)
 
@@ -61,8 +65,8 @@ class ServiceCollector(Collector):
 @blueprint.get("/metrics")
 @limiter.exempt
 @blueprint.doc(tags=["service"])
-@blueprint.response(200, content_type="text/plain")
-@blueprint.problems(401, 404)
+@blueprint.response(200, {"type": "string"}, content_type="text/plain", description="Prometheus's text format")
+@blueprint.problems(NO_METRICS_TOKEN, NO_METRICS)
 def show_metrics() -> Response:
     """Show what is counted and timed, as Prometheus reads it
 
@@ -70,9 +74,9 @@ def show_metrics() -> Response:
     """
     token = current_app.config["METRICS_TOKEN"]
     if token is None:
-        raise NotFoundError("There is nothing at this address")
+        raise NotFoundError(NO_METRICS.message)
     if not _is_given(token):
-        raise UnauthorizedError("The bearer token of METRICS_TOKEN is needed")
+        raise UnauthorizedError(NO_METRICS_TOKEN.message)
     registry = CollectorRegistry()
     for collector in (*metrics.collectors(), *_database_collectors()):
         registry.register(collector)
@@ -99,13 +103,14 @@ def _redis_states() -> dict[str, float]:
 
 
 def _answers(url: str) -> bool:
-    client = redis.Redis.from_url(url, **REDIS_OPTIONS)
+    """Return whether all that take writes do."""
+    nodes = connect(url, **REDIS_OPTIONS)
     try:
-        return bool(client.ping())
+        return all(client.ping() for _place, client in nodes.everyone())
     except (redis.RedisError, OSError):
         return False
     finally:
-        client.close()
+        nodes.close()
 
 
 def _database_collectors() -> Iterator[Collector]:

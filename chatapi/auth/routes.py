@@ -35,6 +35,7 @@ blueprint = ApiBlueprint("auth", __name__, url_prefix="/auth", description="Sign
 NOT_LIMITED_BY_ADDRESS = {"auth.refresh"}
 """A refresh token cannot be guessed, and many clients behind one address refresh all day."""
 SENDS_CODES = {"auth.send_otp", "auth.forgot_password"}
+TRIED_TOO_OFTEN = RateLimitedError(retry_after=900)
 
 
 @blueprint.before_request
@@ -49,7 +50,7 @@ def limit_address() -> None:
 @blueprint.post("/signup")
 @blueprint.arguments(SignupRequestSchema)
 @blueprint.response(201, SignupSchema)
-@blueprint.problems(409, 429)
+@blueprint.problems(service.AlreadyRegisteredError, TRIED_TOO_OFTEN)
 def sign_up(body: dict[str, Any]) -> dict[str, Any]:
     """Sign up with a mobile number
 
@@ -71,7 +72,7 @@ def sign_up(body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.post("/send-otp")
 @blueprint.arguments(OtpRequestSchema)
 @blueprint.response(200, OtpSchema)
-@blueprint.problems(429)
+@blueprint.problems(limits.OtpRateLimitedError(retry_after=60))
 def send_otp(body: dict[str, Any]) -> dict[str, Any]:
     """Send a one-time code
 
@@ -83,7 +84,7 @@ def send_otp(body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.post("/verify-otp")
 @blueprint.arguments(VerifyOtpSchema)
 @blueprint.response(200, SessionSchema)
-@blueprint.problems(400, 429)
+@blueprint.problems(service.InvalidOtpError, TRIED_TOO_OFTEN)
 def verify_otp(body: dict[str, Any]) -> dict[str, Any]:
     """Sign in with a one-time code
 
@@ -104,7 +105,7 @@ def verify_otp(body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.post("/login")
 @blueprint.arguments(LoginSchema)
 @blueprint.response(200, SessionSchema)
-@blueprint.problems(401, 429)
+@blueprint.problems(credentials.InvalidCredentialsError, TRIED_TOO_OFTEN)
 def log_in(body: dict[str, Any]) -> dict[str, Any]:
     """Sign in with a password
 
@@ -121,7 +122,7 @@ def log_in(body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.post("/forgot-password")
 @blueprint.arguments(ForgotPasswordSchema)
 @blueprint.response(200, OtpSchema)
-@blueprint.problems(429)
+@blueprint.problems(limits.OtpRateLimitedError(retry_after=60))
 def forgot_password(body: dict[str, Any]) -> dict[str, Any]:
     """Send a code to set a new password with
 
@@ -133,7 +134,7 @@ def forgot_password(body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.post("/reset-password")
 @blueprint.arguments(ResetPasswordSchema)
 @blueprint.response(200, DoneSchema)
-@blueprint.problems(400, 429)
+@blueprint.problems(service.InvalidOtpError, TRIED_TOO_OFTEN)
 def reset_password(body: dict[str, Any]) -> dict[str, str]:
     """Set a new password with a code
 
@@ -151,7 +152,7 @@ def reset_password(body: dict[str, Any]) -> dict[str, str]:
 @blueprint.post("/refresh")
 @blueprint.arguments(RefreshSchema)
 @blueprint.response(200, TokensSchema)
-@blueprint.problems(401)
+@blueprint.problems(InvalidRefreshTokenError)
 def refresh(body: dict[str, Any]) -> dict[str, Any]:
     """Turn a refresh token into new tokens
 

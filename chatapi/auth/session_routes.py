@@ -6,7 +6,7 @@ from typing import Any
 
 from chatapi.auth import credentials, limits
 from chatapi.auth.passwords import hash_password
-from chatapi.auth.routes import check_password
+from chatapi.auth.routes import TRIED_TOO_OFTEN, check_password
 from chatapi.auth.schemas import ChangePasswordSchema, LogoutSchema
 from chatapi.auth.sessions import end_session, end_sessions
 from chatapi.auth.tokens import current_user
@@ -21,7 +21,7 @@ blueprint = ApiBlueprint("sessions", __name__, url_prefix="/auth", description="
 @blueprint.post("/change-password")
 @blueprint.arguments(ChangePasswordSchema)
 @blueprint.response(200, DoneSchema)
-@blueprint.problems(400, 429)
+@blueprint.problems(credentials.WrongPasswordError, TRIED_TOO_OFTEN)
 def change_password(body: dict[str, Any]) -> dict[str, str]:
     """Set or change the caller's password
 

@@ -11,7 +11,12 @@ from werkzeug.http import parse_list_header
 from chatapi.auth.tokens import current_user
 from chatapi.chatrooms import prompts, service, stops
 from chatapi.chatrooms.follower import end_id
-from chatapi.chatrooms.idempotency import KeyedRequest, keyed_request
+from chatapi.chatrooms.idempotency import (
+    IdempotencyInProgressError,
+    IdempotencyMismatchError,
+    KeyedRequest,
+    keyed_request,
+)
 from chatapi.chatrooms.models import Message
 from chatapi.chatrooms.schemas import (
     MessageAnswerSchema,
@@ -24,9 +29,11 @@ from chatapi.chatrooms.schemas import (
     StreamHeadersSchema,
 )
 from chatapi.chatrooms.stream import stream_reply, wait_for_reply
+from chatapi.errors import NotFoundError
 from chatapi.extensions import in_transaction
 from chatapi.openapi import LOCATION_HEADER
 from chatapi.parsing import ApiBlueprint
+from chatapi.quota import DailyLimitReachedError
 from chatapi.schemas import NothingSchema
 
 MAX_WAIT_SECONDS = 60
@@ -57,6 +64,20 @@ STREAM_EVENT = {
     "required": ["id", "event", "data"],
 }
 
+NO_CHATROOM, NO_MESSAGE = NotFoundError("Chatroom not found"), NotFoundError("Message not found")
+TOO_BUSY = prompts.TooBusyError(retry_after=5)
+NOT_ACCEPTED = (
+    IdempotencyInProgressError(retry_after=1),
+    IdempotencyMismatchError(),
+    DailyLimitReachedError(
+        extra={"daily_usage_count": 5, "limit": 5, "tier": "basic", "resets_at": "2026-11-23T00:00:00.000000Z"},
+        retry_after=3600,
+    ),
+    prompts.TooManyInFlightError(retry_after=5),
+    TOO_BUSY,
+)
+"""Why a prompt may be refused, or another reply to it."""
+
 blueprint = ApiBlueprint("messages", __name__, url_prefix="/chatroom", description="Prompts and replies")
 
 
@@ -64,7 +85,7 @@ blueprint = ApiBlueprint("messages", __name__, url_prefix="/chatroom", descripti
 @blueprint.arguments(SendMessageSchema)
 @blueprint.arguments(PromptHeadersSchema, location="headers")
 @blueprint.response(201, SentMessageSchema, headers=PROMPT_HEADERS)
-@blueprint.problems(404, 409, 429, 503)
+@blueprint.problems(NO_CHATROOM, *NOT_ACCEPTED)
 def send_message(
     body: dict[str, Any], preferences: dict[str, Any], chatroom_id: str
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
@@ -89,7 +110,7 @@ def send_message(
 
 @blueprint.get("/<chatroom_id>/message/<message_id>")
 @blueprint.response(200, MessageAnswerSchema)
-@blueprint.problems(404)
+@blueprint.problems(NO_MESSAGE)
 def read_message(chatroom_id: str, message_id: str) -> dict[str, Any]:
     """Read a message, such as a reply that is awaited"""
     return {"message": service.find_owned_message(current_user().id, chatroom_id, message_id)}
@@ -99,7 +120,7 @@ def read_message(chatroom_id: str, message_id: str) -> dict[str, Any]:
 @blueprint.arguments(StreamHeadersSchema, location="headers")
 @blueprint.response(200, STREAM_EVENT, content_type="text/event-stream", description="Server-sent events")
 @blueprint.alt_response(204, description="The stream had ended, and you had all of it", success=True)
-@blueprint.problems(404, 409, 503)
+@blueprint.problems(NO_MESSAGE, prompts.NotAReplyError, TOO_BUSY)
 def stream_message(position: dict[str, Any], chatroom_id: str, message_id: str) -> Response:
     """Follow a reply as it is written
 
@@ -120,7 +141,7 @@ def stream_message(position: dict[str, Any], chatroom_id: str, message_id: str) 
 @blueprint.post("/<chatroom_id>/message/<message_id>/stop")
 @blueprint.arguments(NothingSchema, required=False)
 @blueprint.response(200, MessageAnswerSchema)
-@blueprint.problems(404, 409)
+@blueprint.problems(NO_MESSAGE, prompts.NotAReplyError)
 def stop_message(_body: dict[str, Any], chatroom_id: str, message_id: str) -> dict[str, Any]:
     """Stop a reply
 
@@ -133,7 +154,7 @@ def stop_message(_body: dict[str, Any], chatroom_id: str, message_id: str) -> di
 @blueprint.arguments(NothingSchema, required=False)
 @blueprint.arguments(SendHeadersSchema, location="headers")
 @blueprint.response(201, RegeneratedSchema, headers=ACCEPTED_HEADERS)
-@blueprint.problems(404, 409, 429, 503)
+@blueprint.problems(NO_MESSAGE, prompts.NotAReplyError, prompts.NotFinishedError, *NOT_ACCEPTED)
 def regenerate_message(
     _body: dict[str, Any], preferences: dict[str, Any], chatroom_id: str, message_id: str
 ) -> tuple[dict[str, Any], int, dict[str, str]]:

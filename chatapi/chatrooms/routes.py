@@ -22,11 +22,15 @@ from chatapi.chatrooms.schemas import (
     MessageSchema,
     UpdateChatroomSchema,
 )
+from chatapi.errors import NotFoundError, RateLimitedError, ServiceUnavailableError
 from chatapi.exports import send_export
 from chatapi.extensions import in_transaction
 from chatapi.openapi import LOCATION_HEADER
 from chatapi.parsing import ApiBlueprint
 from chatapi.schemas import DoneSchema
+
+NO_CHATROOM = NotFoundError("Chatroom not found")
+MODEL_NOT_IN_PLAN = service.ModelNotInPlanError("The model smart is for Pro only; GET /models says which are yours")
 
 blueprint = ApiBlueprint("chatrooms", __name__, url_prefix="/chatroom", description="Chatrooms and their messages")
 
@@ -34,7 +38,7 @@ blueprint = ApiBlueprint("chatrooms", __name__, url_prefix="/chatroom", descript
 @blueprint.post("")
 @blueprint.arguments(CreateChatroomSchema, required=False)
 @blueprint.response(201, ChatroomAnswerSchema, headers=LOCATION_HEADER)
-@blueprint.problems(403)
+@blueprint.problems(MODEL_NOT_IN_PLAN)
 def create_chatroom(body: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Open a chatroom"""
     user = current_user()
@@ -70,7 +74,7 @@ def list_chatrooms(query: dict[str, Any]) -> Response:
 @blueprint.get("/<chatroom_id>")
 @blueprint.arguments(ChatroomQuerySchema, location="query")
 @blueprint.response(200, ChatroomDetailSchema)
-@blueprint.problems(404)
+@blueprint.problems(NO_CHATROOM)
 def read_chatroom(query: dict[str, Any], chatroom_id: str) -> dict[str, Any]:
     """Read a chatroom with its newest messages
 
@@ -85,7 +89,11 @@ def read_chatroom(query: dict[str, Any], chatroom_id: str) -> dict[str, Any]:
 @blueprint.arguments(ExportQuerySchema, location="query")
 @blueprint.response(200, ExportedChatroomSchema, description="A file in the format that was asked for")
 @blueprint.alt_response(200, schema={"type": "string"}, content_type="text/markdown", success=True)
-@blueprint.problems(404, 429, 503)
+@blueprint.problems(
+    NO_CHATROOM,
+    RateLimitedError("An export is being written already", retry_after=10),
+    ServiceUnavailableError(retry_after=10),
+)
 def export_chatroom(query: dict[str, Any], chatroom_id: str) -> Response:
     """Export a chatroom with all its messages
 
@@ -102,7 +110,7 @@ def export_chatroom(query: dict[str, Any], chatroom_id: str) -> Response:
 @blueprint.route("/<chatroom_id>", methods=["PUT", "PATCH"])
 @blueprint.arguments(UpdateChatroomSchema, required=False)
 @blueprint.response(200, ChatroomAnswerSchema)
-@blueprint.problems(403, 404)
+@blueprint.problems(MODEL_NOT_IN_PLAN, NO_CHATROOM)
 def update_chatroom(body: dict[str, Any], chatroom_id: str) -> dict[str, Any]:
     """Change a chatroom
 
@@ -116,7 +124,7 @@ def update_chatroom(body: dict[str, Any], chatroom_id: str) -> dict[str, Any]:
 
 @blueprint.delete("/<chatroom_id>")
 @blueprint.response(200, DoneSchema)
-@blueprint.problems(404)
+@blueprint.problems(NO_CHATROOM)
 def delete_chatroom(chatroom_id: str) -> dict[str, str]:
     """Delete a chatroom and all its messages"""
     gone = in_transaction(lambda: service.delete_chatroom(current_user().id, chatroom_id))

@@ -99,7 +99,9 @@ class ChatroomListQuerySchema(ApiSchema):
     """Which page of the list, or of what is found."""
 
     limit = QueryCount(most=100, default=50)
-    cursor = fields.String(load_default=None)
+    cursor = fields.String(
+        load_default=None, metadata={"description": "The `next_cursor` of the page before; without it, the first"}
+    )
     q = Text(
         shortest=1,
         longest=200,
@@ -126,7 +128,11 @@ class ChatroomListSchema(ApiSchema):
 class ExportQuerySchema(ApiSchema):
     """What to write."""
 
-    format = fields.String(load_default="json", validate=validate.OneOf(["json", "markdown"]))
+    format = fields.String(
+        load_default="json",
+        validate=validate.OneOf(["json", "markdown"]),
+        metadata={"description": "What to write it as"},
+    )
 
 
 class ExportedChatroomSchema(ApiSchema):

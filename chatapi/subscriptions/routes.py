@@ -15,7 +15,8 @@ from chatapi.extensions import in_transaction
 from chatapi.parsing import ApiBlueprint, read_body
 from chatapi.schemas import NothingSchema
 from chatapi.subscriptions import service
-from chatapi.subscriptions.checkout import start_checkout
+from chatapi.subscriptions.checkout import AlreadySubscribedError, start_checkout
+from chatapi.subscriptions.gateway import BillingNotConfiguredError, BillingUnavailableError
 from chatapi.subscriptions.schemas import (
     UNLIMITED,
     CheckoutSchema,
@@ -27,12 +28,14 @@ from chatapi.subscriptions.schemas import (
 
 SUPPORT = {"basic": "community", "pro": "priority"}
 
+NO_STRIPE = (BillingUnavailableError("too_slow"), BillingNotConfiguredError())
+
 blueprint = ApiBlueprint("subscriptions", __name__, description="Basic and Pro")
 
 
 @blueprint.post("/subscribe/pro")
 @blueprint.response(200, CheckoutSchema)
-@blueprint.problems(409, 503)
+@blueprint.problems(AlreadySubscribedError, *NO_STRIPE)
 def subscribe() -> dict[str, Any]:
     """Begin to pay for Pro
 
@@ -75,7 +78,7 @@ def read_history() -> dict[str, Any]:
 @blueprint.post("/subscription/cancel")
 @blueprint.arguments(NothingSchema, required=False)
 @blueprint.response(200, StatusSchema)
-@blueprint.problems(409, 503)
+@blueprint.problems(service.NotSubscribedError, *NO_STRIPE)
 def cancel(_body: dict[str, Any]) -> dict[str, Any]:
     """End the subscription with its paid period
 
@@ -90,7 +93,7 @@ def cancel(_body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.post("/subscription/resume")
 @blueprint.arguments(NothingSchema, required=False)
 @blueprint.response(200, StatusSchema)
-@blueprint.problems(409, 503)
+@blueprint.problems(service.NotSubscribedError, *NO_STRIPE)
 def resume(_body: dict[str, Any]) -> dict[str, Any]:
     """Take the cancellation back, before the period is over
 
@@ -105,7 +108,7 @@ def resume(_body: dict[str, Any]) -> dict[str, Any]:
 @blueprint.post("/subscription/portal")
 @blueprint.arguments(NothingSchema, required=False)
 @blueprint.response(200, PortalSchema)
-@blueprint.problems(409, 503)
+@blueprint.problems(service.NotSubscribedError, *NO_STRIPE)
 def open_portal(_body: dict[str, Any]) -> dict[str, Any]:
     """Open the page with the caller's invoices and cards
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from flask import request
 from webargs.flaskparser import is_json_request
 
-from chatapi.errors import UnsupportedMediaTypeError
+from chatapi.errors import UnsupportedMediaTypeError, http_error
 from chatapi.extensions import limiter
 from chatapi.parsing import WEBHOOK_PATH, ApiBlueprint, read_body
+from chatapi.subscriptions.gateway import BillingNotConfiguredError, InvalidSignatureError
 from chatapi.subscriptions.schemas import ReceivedSchema
 from chatapi.subscriptions.webhook import receive
 
@@ -22,6 +24,8 @@ SIGNATURE = {
 }
 EVENT = {"content": {"application/json": {"schema": {"type": "object"}}}, "required": True}
 
+PAYLOAD_TOO_LARGE = http_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
 blueprint = ApiBlueprint("webhook", __name__, description="For Stripe")
 
 
@@ -29,7 +33,7 @@ blueprint = ApiBlueprint("webhook", __name__, description="For Stripe")
 @limiter.exempt
 @blueprint.doc(parameters=[SIGNATURE], requestBody=EVENT)
 @blueprint.response(200, ReceivedSchema)
-@blueprint.problems(400, 413, 415, 503)
+@blueprint.problems(InvalidSignatureError, PAYLOAD_TOO_LARGE, UnsupportedMediaTypeError, BillingNotConfiguredError)
 def receive_event() -> dict[str, Any]:
     """Take in an event of Stripe's
 
