@@ -45,8 +45,8 @@ LOOK_AGAIN_SECONDS = 0.5
 ALERT_SECONDS = 15.0
 """For how long after a failure: a failover takes the cluster's `cluster-node-timeout` and more."""
 
-REFRESH_SECONDS = 30.0
-"""How often they are asked when nothing is."""
+REFRESH_SECONDS = 5.0
+"""How often they are asked when nothing is: a process that is idle is to know of a failover before its next use."""
 
 log = structlog.get_logger(__name__)
 
