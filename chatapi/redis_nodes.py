@@ -84,16 +84,17 @@ def connect(url: str, **options: Any) -> Nodes:
     if address.is_cluster:
         return Cluster(address, url, options)
     if address.is_sentinel:
-        return OneServer(address.place, _watched(address, options))
+        return OneServer(address.place, *_watched(address, options))
     return OneServer(address.place, redis.Redis.from_url(url, **options))
 
 
 class OneServer(Nodes):
-    """One server that has all keys."""
+    """One server that has all keys, and clients of the Sentinels who name it, if there are any."""
 
-    def __init__(self, place: str, client: redis.Redis) -> None:
+    def __init__(self, place: str, client: redis.Redis, *sentinels: redis.Redis) -> None:
         self._place = place
         self._client = client
+        self._sentinels = sentinels
 
     def run(self, keys: str | Sequence[str], work: Callable[[redis.Redis], T]) -> T:  # noqa: ARG002
         return work(self._client)
@@ -105,11 +106,13 @@ class OneServer(Nodes):
         yield self._place, self._client
 
     def close(self) -> None:
-        self._client.close()
+        for client in (self._client, *self._sentinels):
+            client.close()
+            client.connection_pool.disconnect()
 
 
-def _watched(address: RedisAddress, options: dict[str, Any]) -> redis.Redis:
-    """Return a client of the master that the Sentinels name, who are asked again at each new connection.
+def _watched(address: RedisAddress, options: dict[str, Any]) -> tuple[redis.Redis, ...]:
+    """Return a client of the master that the Sentinels name, and those of the Sentinels, asked at each new connection.
 
     They are asked one after the other, so they share the time that connecting may take.
     """
@@ -128,7 +131,7 @@ def _watched(address: RedisAddress, options: dict[str, Any]) -> redis.Redis:
     client: redis.Redis = sentinels.master_for(
         address.service, **{**parameters, **options, "ssl": address.has_tls, "retry": once}
     )
-    return client
+    return client, *sentinels.sentinels
 
 
 class Cluster(Nodes):
