@@ -15,8 +15,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+import redis
 from marshmallow import ValidationError, fields
 
 SCHEMES = ("redis", "rediss", "unix")
@@ -63,7 +64,7 @@ class RedisAddress:
         """Where that is, without who we are there."""
         if self.scheme == "unix":
             return self.path
-        hosts = ",".join(f"{_bracketed(host)}:{port}" for host, port in self.nodes)
+        hosts = ",".join(bracketed(*node) for node in self.nodes)
         service = "" if self.service is None else f"/{self.service}"
         return f"{hosts}{service}" + (f"/{self.database}" if self.database else "")
 
@@ -72,7 +73,7 @@ class RedisAddress:
         query = urlencode([pair for pair in self.options if not pair[0].startswith("sentinel_")])
         scheme = "rediss" if self.has_tls else "redis"
         who = f"{self.credentials}@" if self.credentials else ""
-        return f"{scheme}://{who}{_bracketed(host)}:{port}/{self.database}" + (f"?{query}" if query else "")
+        return f"{scheme}://{who}{bracketed(host, port)}/{self.database}" + (f"?{query}" if query else "")
 
 
 def redis_address(url: str) -> RedisAddress:
@@ -85,8 +86,15 @@ def redis_address(url: str) -> RedisAddress:
         wanted = " or ".join(f"{name}://" for name in SCHEMES)
         raise ValueError(f"must begin with {wanted}, or redis+cluster:// or redis+sentinel:// (rediss+ with TLS)")
     credentials, _, hosts = parts.netloc.rpartition("@")
+    if parts.fragment or "#" in url:
+        raise ValueError("has a #, which is written %23 in passwords")
+    if parts.scheme not in SCHEMES and "," in credentials:
+        raise ValueError("has a comma before its last @; user and password stand there once, a comma in them as %2C")
     options = tuple(parse_qsl(parts.query, keep_blank_values=True))
+    _try_options(parts.scheme, options)
     if parts.scheme == "unix":
+        if hosts or not parts.path:
+            raise ValueError("must be unix:// and the whole path of a socket, with three strokes: unix:///path")
         return RedisAddress(parts.scheme, credentials, (), None, 0, options, path=parts.path)
     usual_port = SENTINEL_PORT if parts.scheme in SENTINEL_SCHEMES else DEFAULT_PORT
     nodes = tuple(_node(word, usual_port) for word in (hosts or "localhost").split(","))
@@ -106,6 +114,16 @@ class RedisUrl(fields.String):
         except ValueError as error:
             raise ValidationError(str(error)) from None
         return url
+
+
+def _try_options(scheme: str, options: tuple[tuple[str, str], ...]) -> None:
+    """Raise `ValueError` if connections of redis-py would not take one of the options."""
+    query = urlencode([pair for pair in options if not pair[0].startswith("sentinel_")])
+    place = "unix:///socket" if scheme == "unix" else f"{scheme.partition('+')[0]}://localhost"
+    try:
+        redis.ConnectionPool.from_url(f"{place}?{query}").make_connection()  # Which connects nothing.
+    except (TypeError, ValueError, redis.RedisError):
+        raise ValueError("has an option behind its ? that redis-py does not know, or not so") from None
 
 
 def _node(word: str, usual_port: int) -> tuple[str, int]:
@@ -129,11 +147,12 @@ def _service(scheme: str, path: str) -> tuple[str | None, int]:
         found = re.fullmatch(r"/(?P<service>[^/]+)(/(?P<database>[0-9]{0,5}))?", path)
         if found is None:
             raise ValueError("must end in the name of the service that the Sentinels watch, and a database if any")
-        return found["service"], int(found["database"] or 0)
+        return unquote(found["service"]), int(found["database"] or 0)
     if not re.fullmatch(r"(/[0-9]{0,5})?", path):
         raise ValueError("must end in the number of a database, or in nothing")
     return None, int(path.strip("/") or 0)
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def bracketed(host: str, port: int) -> str:
+    """Return host and port as URLs have them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

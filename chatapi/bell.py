@@ -13,6 +13,16 @@ from typing import Any
 import redis
 from dramatiq.brokers.redis import _RedisConsumer
 from dramatiq.errors import ConnectionClosed
+from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
+
+NAMESPACE = "{dramatiq}"
+"""In braces, so that all keys of the queue share one slot of a Redis Cluster."""
+
+LOST = (
+    redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError,
+    AskError, ClusterDownError, MovedError, TryAgainError,
+)  # fmt: skip
+"""No answer, or one by a server that has the queue no more, or not quite yet."""
 
 TOKENS = 16
 """How many tokens a bell keeps: as many consumers as may find them at once when they come back from other work."""
@@ -41,8 +51,8 @@ def bell_of(namespace: str, queue_name: str) -> str:
 class BellConsumer(_RedisConsumer):
     """Reads a queue, and waits for its bell when there is nothing to read.
 
-    It also takes a time-out of Redis for the lost connection that it is: the stock consumer knows
-    `redis.ConnectionError` only, and an ack that times out would be dropped
+    It also takes for a lost connection what is as good as one (`LOST`): the stock consumer knows
+    `redis.ConnectionError` only, and an ack that fails otherwise would be dropped
     (https://github.com/Bogdanp/dramatiq/issues/894).
     """
 
@@ -57,7 +67,7 @@ class BellConsumer(_RedisConsumer):
     def ack(self, message: Any) -> None:
         try:
             super().ack(message)
-        except redis.TimeoutError as error:
+        except LOST as error:
             raise ConnectionClosed(error) from None
         finally:
             self._changed.set()
@@ -65,7 +75,7 @@ class BellConsumer(_RedisConsumer):
     def nack(self, message: Any) -> None:
         try:
             super().nack(message)
-        except redis.TimeoutError as error:
+        except LOST as error:
             raise ConnectionClosed(error) from None
         finally:
             self._changed.set()
@@ -80,7 +90,7 @@ class BellConsumer(_RedisConsumer):
             message = super().__next__()
             if message is None:
                 self._wait_for_bell()
-        except (redis.ConnectionError, redis.TimeoutError) as error:
+        except LOST as error:
             raise ConnectionClosed(error) from None
         return message
 

@@ -22,7 +22,7 @@ SILENCE_SECONDS = 1.0
 log = structlog.get_logger(__name__)
 
 _silent_until: dict[str, float] = {}
-"""By the URL of a server, for the breakers of this process."""
+"""By where a server is, for the breakers of this process."""
 
 
 class CircuitOpenError(Exception):
@@ -32,42 +32,42 @@ class CircuitOpenError(Exception):
 class RedisBreaker:
     """Guards one use of Redis: after a failure, calls are skipped for `rest_seconds`.
 
-    A request therefore pays for a dead or hung Redis once in a while and not at every use. Uses of the same `server`
-    (its URL) learn of each other when it is away, for `SILENCE_SECONDS`. Threads may share one.
+    A request therefore pays for a dead or hung Redis once in a while and not at every use. Each server that a use asks
+    has a rest of its own, by its `place`. Uses of the same one learn of each other when it is away, for
+    `SILENCE_SECONDS`. Threads may share a breaker.
     """
 
-    def __init__(self, name: str, rest_seconds: float = 5.0, server: str | None = None) -> None:
+    def __init__(self, name: str, rest_seconds: float = 5.0) -> None:
         self._name = name
         self._rest_seconds = rest_seconds
-        self._server = server
-        self._closed_again_at = 0.0
+        self._closed_again_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def call(self, work: Callable[[], T]) -> T:
-        """Return what `work` returns.
+    def call(self, work: Callable[[], T], place: str) -> T:
+        """Return what `work` returns, which asks the server at `place`.
 
         Raises `CircuitOpenError` when it was not tried, or was tried and Redis failed.
         """
-        if self.is_open():
+        if self.is_open(place):
             raise CircuitOpenError(self._name)
         try:
             return work()
         except (RedisError, OSError) as error:
-            self._open(error)
+            self._open(error, place)
             raise CircuitOpenError(self._name) from error
 
-    def is_open(self) -> bool:
-        """Return whether calls are skipped now."""
-        return time.monotonic() < max(self._closed_again_at, _silent_until.get(self._server or "", 0.0))
+    def is_open(self, place: str) -> bool:
+        """Return whether calls to `place` are skipped now."""
+        return time.monotonic() < max(self._closed_again_at.get(place, 0.0), _silent_until.get(place, 0.0))
 
-    def _open(self, error: Exception) -> None:
+    def _open(self, error: Exception, place: str) -> None:
         """Rest from now on. Of many threads that fail at once only the first says so."""
         now = time.monotonic()
-        if self._server and isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
-            _silent_until[self._server] = now + SILENCE_SECONDS
+        if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+            _silent_until[place] = now + SILENCE_SECONDS
         with self._lock:
-            is_open = now < self._closed_again_at
-            self._closed_again_at = now + self._rest_seconds
+            is_open = now < self._closed_again_at.get(place, 0.0)
+            self._closed_again_at[place] = now + self._rest_seconds
         if not is_open:
-            log.warning("redis_unavailable", use=self._name, reason=type(error).__name__)
+            log.warning("redis_unavailable", use=self._name, server=place, reason=type(error).__name__)
             metrics.redis_failed(self._name)

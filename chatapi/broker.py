@@ -17,15 +17,12 @@ from dramatiq.brokers.redis import RedisBroker
 from flask import Flask, current_app
 from sqlalchemy.exc import SQLAlchemyError
 
-from chatapi.bell import RING_SCRIPT, BellConsumer
+from chatapi.bell import NAMESPACE, RING_SCRIPT, BellConsumer
 from chatapi.breaker import CircuitOpenError, RedisBreaker
 from chatapi.errors import kind_of, log_database_error
 from chatapi.extensions import REDIS_OPTIONS
 from chatapi.redis_nodes import Bound, Nodes, connect
 from chatapi.request_ids import continue_request
-
-NAMESPACE = "{dramatiq}"
-"""In braces, so that all keys of the queue share one slot of a Redis Cluster."""
 
 CHORES_QUEUE = "chores"
 """Codes on their way to their owners. Nothing slow may keep them waiting, so they have a process of their own."""
@@ -111,6 +108,11 @@ class QueueBroker(RedisBroker):
         self.scripts["dispatch"] = client.register_script(dispatch + RING_SCRIPT)
 
     @property
+    def place(self) -> str:
+        """Where the queue is now."""
+        return self.nodes.place_of(NAMESPACE)
+
+    @property
     def consumer_class(self) -> type[BellConsumer]:
         """What workers read the queue with."""
         return BellConsumer
@@ -133,7 +135,7 @@ class QueueBroker(RedisBroker):
 def init_broker(app: Flask) -> None:
     """Give the application the broker that it rings through, within a small budget of time."""
     app.extensions["broker"] = QueueBroker(connect(app.config["REDIS_URL"], **REDIS_OPTIONS), middleware=[])
-    app.extensions["broker_breaker"] = RedisBreaker("ring", server=app.config["REDIS_URL"])
+    app.extensions["broker_breaker"] = RedisBreaker("ring")
 
 
 def worker_broker(app: Flask) -> QueueBroker:
@@ -175,7 +177,7 @@ def ring(actor_name: str, queue_name: str, row_id: UUID, *, request_id: str | No
         queue_name=queue_name, actor_name=actor_name, args=(str(row_id),), kwargs={}, options=options
     )
     try:
-        breaker.call(lambda: broker.enqueue(message))
+        breaker.call(lambda: broker.enqueue(message), broker.place)
     except CircuitOpenError:
         return False
     return True
@@ -196,9 +198,10 @@ def read_lengths(queue_names: Sequence[str]) -> dict[str, int] | None:
         return pipeline.execute()
 
     try:
-        return dict(zip(queue_names, breaker.call(lambda: broker.nodes.run(NAMESPACE, read)), strict=True))
+        lengths = breaker.call(lambda: broker.nodes.run(NAMESPACE, read), broker.place)
     except CircuitOpenError:
         return None
+    return dict(zip(queue_names, lengths, strict=True))
 
 
 def check_eviction_policy(app: Flask) -> str | None:

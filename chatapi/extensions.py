@@ -76,12 +76,17 @@ class JSONCacheSerializer(BaseSerializer):
 class NodesCache(RedisCache):
     """Flask-Caching's Redis, in any of the places that a Redis URL may name. One key at a time."""
 
+    place_of: Callable[[str], str]
+    """Says where the server is that has a key."""
+
     @classmethod
     def factory(cls, _app: Flask, config: dict[str, Any], args: list[Any], kwargs: dict[str, Any]) -> NodesCache:
         """Return the cache that the configuration names; Flask-Caching calls it."""
         nodes = connect(config["CACHE_REDIS_URL"], **config["CACHE_OPTIONS"])
         kwargs.update(host=Routed(nodes), key_prefix=config["CACHE_KEY_PREFIX"])
-        return cls(*args, **kwargs)
+        made = cls(*args, **kwargs)
+        made.place_of = lambda key: nodes.place_of(config["CACHE_KEY_PREFIX"] + key)
+        return made
 
 
 class EnvelopeApi(Api):  # type: ignore[misc]

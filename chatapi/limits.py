@@ -69,13 +69,14 @@ class RequestCounts:
     def __init__(self, url: str) -> None:
         self._nodes = connect(url, protocol=2, **REDIS_OPTIONS)
         self._script = Bound(self._nodes, KEY_PREFIX).register_script(COUNT_SCRIPT)
-        self._breaker = RedisBreaker("limits", server=url)
+        self._breaker = RedisBreaker("limits")
         self._own = OwnWindows()
 
     def add(self, key: str, seconds: int, amount: int) -> tuple[int, float]:
         """Count, and return how much it is now and when (in seconds since 1970) it begins anew."""
         try:
-            count, left = self._breaker.call(lambda: self._count(KEY_PREFIX + key, seconds, amount))
+            place = self._nodes.place_of(KEY_PREFIX + key)
+            count, left = self._breaker.call(lambda: self._count(KEY_PREFIX + key, seconds, amount), place)
         except CircuitOpenError:
             return self._own.add(key, seconds, amount)
         return int(count), time.time() + int(left) / 1000

@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from flask import Flask, current_app
 from sqlalchemy import text
 
+from chatapi.bell import NAMESPACE
 from chatapi.errors import kind_of
 from chatapi.extensions import REDIS_OPTIONS, db
 from chatapi.redis_nodes import connect
@@ -104,8 +105,10 @@ def _check_postgresql() -> str:
 def _check_redis() -> str:
     nodes = connect(current_app.config["REDIS_URL"], **REDIS_OPTIONS)
     try:
-        for _place, client in nodes.everyone():
-            client.ping()
+        # A key of the queue, as a server may be there and have nothing to do with it: one that is loading, a replica, a
+        # node whose slots are moved.
+        nodes.run(NAMESPACE, lambda client: client.exists(NAMESPACE))
+        nodes.each(lambda client: client.ping())
     finally:
         nodes.close()
     return "ok"

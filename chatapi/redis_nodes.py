@@ -14,7 +14,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import redis
@@ -27,7 +27,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainErr
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from config_redis import RedisAddress, redis_address
+from config_redis import RedisAddress, bracketed, redis_address
 
 T = TypeVar("T")
 Node = tuple[str, int]
@@ -63,12 +63,16 @@ class Nodes(ABC):
         """
 
     @abstractmethod
+    def place_of(self, key: str) -> str:
+        """Return where the server is that has a key, without waiting for it to be known; for people, and breakers."""
+
+    @abstractmethod
     def grouped(self, keys: Sequence[str]) -> list[list[int]]:
         """Return the positions of `keys`, those that one server has together."""
 
     @abstractmethod
-    def everyone(self) -> Iterator[tuple[str, redis.Redis]]:
-        """Yield where each server that takes writes is, and a client of it. Raises `redis.ConnectionError`."""
+    def each(self, work: Callable[[redis.Redis], T]) -> list[T]:
+        """Return what `work` returns with a client of each server that takes writes. Raises as `run` does."""
 
     @abstractmethod
     def close(self) -> None:
@@ -99,11 +103,14 @@ class OneServer(Nodes):
     def run(self, keys: str | Sequence[str], work: Callable[[redis.Redis], T]) -> T:  # noqa: ARG002
         return work(self._client)
 
+    def place_of(self, key: str) -> str:  # noqa: ARG002
+        return self._place
+
     def grouped(self, keys: Sequence[str]) -> list[list[int]]:
         return [list(range(len(keys)))] if keys else []
 
-    def everyone(self) -> Iterator[tuple[str, redis.Redis]]:
-        yield self._place, self._client
+    def each(self, work: Callable[[redis.Redis], T]) -> list[T]:
+        return [work(self._client)]
 
     def close(self) -> None:
         for client in (self._client, *self._sentinels):
@@ -159,6 +166,10 @@ class Cluster(Nodes):
         with self._slots.noticing():
             return work(self._client(node))
 
+    def place_of(self, key: str) -> str:
+        node = self._slots.last_owner(key_slot(key.encode()))
+        return self._address.place if node is None else bracketed(*node)
+
     def grouped(self, keys: Sequence[str]) -> list[list[int]]:
         groups: dict[Node, list[int]] = {}
         for position, key in enumerate(keys):
@@ -166,10 +177,12 @@ class Cluster(Nodes):
             groups.setdefault(node, []).append(position)
         return list(groups.values())
 
-    def everyone(self) -> Iterator[tuple[str, redis.Redis]]:
-        for host, port in self._slots.masters(self._patience):
+    def each(self, work: Callable[[redis.Redis], T]) -> list[T]:
+        found = []
+        for node in self._slots.masters(self._patience):
             with self._slots.noticing():
-                yield f"{host}:{port}", self._client((host, port))
+                found.append(work(self._client(node)))
+        return found
 
     def close(self) -> None:
         with self._lock:
@@ -190,7 +203,8 @@ class Slots:
 
     def __init__(self, address: RedisAddress) -> None:
         self._address = address
-        self._owners: list[Node | None] = []
+        self._owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._fault: redis.RedisError | None = None
         self._lock = threading.Lock()
         self._is_known = threading.Event()
         self._is_suspect = threading.Event()
@@ -205,6 +219,10 @@ class Slots:
             raise redis.ConnectionError("A slot of the cluster has no node")
         return node
 
+    def last_owner(self, slot: int) -> Node | None:
+        """Return who has a slot as far as is known, without waiting."""
+        return self._owners[slot]
+
     def masters(self, patience: float) -> list[Node]:
         """Return all that have slots. Raises `redis.ConnectionError`."""
         return list(dict.fromkeys(node for node in self._known(patience) if node is not None))
@@ -213,7 +231,7 @@ class Slots:
         """Note where a slot is now, which `asked` had been asked for; return that."""
         node = (error.host or asked[0], error.port)
         with self._lock:
-            self._owners[error.slot_id] = node
+            self._owners[error.slot_id % REDIS_CLUSTER_HASH_SLOTS] = node
         self._is_suspect.set()
         return node
 
@@ -231,7 +249,7 @@ class Slots:
         if self._learner_pid != os.getpid():
             self._begin_to_learn()
         if not self._is_known.wait(patience):
-            raise redis.ConnectionError("No node of the cluster has answered")
+            raise self._fault or redis.ConnectionError("No node of the cluster has answered")
         return self._owners
 
     def _begin_to_learn(self) -> None:
@@ -253,7 +271,7 @@ class Slots:
                 if has_changed:
                     self._alert_until = 0.0
             elif is_known:
-                log.warning("redis_cluster_unknown", nodes=len(self._address.nodes))
+                log.warning("redis_cluster_unknown", server=self._address.place, reason=type(self._fault).__name__)
             is_known = owners is not None
             if is_known and time.monotonic() >= self._alert_until:
                 self._is_suspect.wait(REFRESH_SECONDS)
@@ -264,8 +282,10 @@ class Slots:
         nodes = list(dict.fromkeys([*filter(None, self._owners), *self._address.nodes]))
         random.shuffle(nodes)
         for node in nodes:
-            with suppress(redis.RedisError, OSError, ValueError):
+            try:
                 return self._ask(node)
+            except Exception as error:  # noqa: BLE001 - whatever a node says, it is another's turn, and this goes on
+                self._fault = _as_refusal(error)
         return None
 
     def _ask(self, node: Node) -> list[Node | None]:
@@ -284,6 +304,14 @@ class Slots:
         if not found:
             raise redis.ConnectionError("The node knows of no slots")
         return owners
+
+
+def _as_refusal(error: Exception) -> redis.RedisError:
+    """Return what those are told who ask while no node has said who has which slots."""
+    if isinstance(error, redis.AuthenticationError | redis.TimeoutError):
+        return error
+    said = str(error) if isinstance(error, redis.RedisError | OSError) else type(error).__name__
+    return redis.ConnectionError(f"No node of the cluster says who has which slots: {said}")
 
 
 _slots: dict[str, Slots] = {}

@@ -106,7 +106,7 @@ def _answers(url: str) -> bool:
     """Return whether all that take writes do."""
     nodes = connect(url, **REDIS_OPTIONS)
     try:
-        return all(client.ping() for _place, client in nodes.everyone())
+        return all(nodes.each(lambda client: bool(client.ping())))
     except (redis.RedisError, OSError):
         return False
     finally:

@@ -19,6 +19,9 @@ from config_redis import redis_address
         ("rediss+cluster://[2001:db8::1]:1,b:2/", (("2001:db8::1", 1), ("b", 2)), "[2001:db8::1]:1,b:2"),
         ("redis+sentinel://a,b:5/chat", (("a", 26379), ("b", 5)), "a:26379,b:5/chat"),
         ("redis+sentinel://a/chat/2", (("a", 26379),), "a:26379/chat/2"),
+        ("redis+sentinel://a/my%20chat?sentinel_password=x", (("a", 26379),), "a:26379/my chat"),
+        ("rediss://h?ssl_ca_certs=/ca.pem&socket_timeout=2", (("h", 6379),), "h:6379"),
+        ("unix:///run/r.sock?db=2", (), "/run/r.sock"),
     ],
 )
 def test_address_is_taken_to_pieces(url: str, nodes: tuple[tuple[str, int], ...], place: str) -> None:
@@ -43,6 +46,12 @@ def test_address_is_taken_to_pieces(url: str, nodes: tuple[tuple[str, int], ...]
         ("redis+sentinel://a/chat/x", "name of the service"),
         ("redis://[::1", "is not a URL"),
         ("redis+cluster://:se/cret@a:1", "hosts and ports"),
+        ("redis+cluster://u:cret@a,u:cret@b", "a comma in them"),
+        ("redis://:1#cret@h", "%23"),
+        ("unix://run/r.sock", "unix:///path"),
+        ("redis://h?foo=cret", "redis-py does not know"),
+        ("redis://h?socket_timeout=cret", "redis-py does not know"),
+        ("redis://h?ssl_ca_certs=cret", "redis-py does not know"),
     ],
 )
 def test_url_is_refused_without_quoting_it_when_it_cannot_be_read(url: str, fault: str) -> None:

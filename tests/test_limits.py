@@ -375,7 +375,7 @@ def test_breaker_says_once_that_it_opens_when_many_fail_at_once(caplog: pytest.L
 
     def use(_index: int) -> None:
         with pytest.raises(CircuitOpenError):
-            breaker.call(failing(RedisConnectionError("away")))
+            breaker.call(failing(RedisConnectionError("away")), "here")
 
     race(32, use)
 
@@ -384,15 +384,15 @@ def test_breaker_says_once_that_it_opens_when_many_fail_at_once(caplog: pytest.L
 
 @pytest.mark.parametrize(("error", "is_away"), [(RedisConnectionError("away"), True), (ResponseError("full"), False)])
 def test_uses_of_one_server_learn_of_each_other_when_it_is_away(error: Exception, is_away: bool) -> None:
-    server = f"redis://{time.monotonic()}"
-    one, other = RedisBreaker("one", server=server), RedisBreaker("other", server=server)
-    elsewhere = RedisBreaker("elsewhere", server="redis://elsewhere")
+    here, elsewhere = f"here {time.monotonic()}", f"elsewhere {time.monotonic()}"
+    one, other = RedisBreaker("one"), RedisBreaker("other")
 
     with pytest.raises(CircuitOpenError):
-        one.call(failing(error))
+        one.call(failing(error), here)
 
-    assert one.is_open()
-    assert other.is_open() is is_away
-    assert not elsewhere.is_open()
-    wait_for(lambda: not other.is_open(), 3)
-    assert one.is_open()
+    assert one.is_open(here)
+    assert other.is_open(here) is is_away
+    assert not one.is_open(elsewhere)
+    assert not other.is_open(elsewhere)
+    wait_for(lambda: not other.is_open(here), 3)
+    assert one.is_open(here)

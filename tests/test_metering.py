@@ -186,7 +186,7 @@ def test_redis_that_fails_is_counted_once_until_it_is_asked_again(metered: Flask
 
     for _ in range(3):
         with pytest.raises(CircuitOpenError):
-            breaker.call(fail)
+            breaker.call(fail, "here")
 
     assert rise("chatapi_redis_failures_total", use="cache") == 1
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import redis
 
+from chatapi.bell import NAMESPACE
+from chatapi.chatrooms.live import LiveReplies, Piece
+from chatapi.doctor.redis_probe import probe
+from chatapi.limits import KEY_PREFIX, RequestCounts
 from chatapi.redis_nodes import Bound, Nodes, Routed, connect
 from tests.support import wait_for
-from tests.valkey_many import ValkeyCluster, Watched
+from tests.valkey_many import Server, ValkeyCluster, Watched
 
 BUDGET_SECONDS = 0.3
 WAITS = {"socket_timeout": BUDGET_SECONDS, "socket_connect_timeout": BUDGET_SECONDS}
@@ -55,7 +66,7 @@ def test_keys_of_all_masters_are_written_and_read(nodes: Nodes, cluster: ValkeyC
 
     assert [routed.get(key) for key in KEYS] == [key.encode() for key in KEYS]
     groups = nodes.grouped(KEYS)
-    assert len(groups) == len(list(nodes.everyone())) == 3
+    assert len(groups) == len(nodes.each(lambda client: client.ping())) == 3
     assert sorted(position for group in groups for position in group) == list(range(len(KEYS)))
     for group in groups:
         assert len({cluster.owner(KEYS[position]).port for position in group}) == 1
@@ -96,6 +107,62 @@ def test_no_use_waits_longer_than_it_may_when_all_nodes_hang(nodes: Nodes, clust
 
     wait_for(lambda: all(increment(each, key) for each in (nodes, unknown) for key in COUNTERS[:6]))
     unknown.close()
+
+
+def test_reason_is_given_when_no_node_says_who_has_which_slots(cluster: ValkeyCluster) -> None:
+    with plain_server() as port:
+        for url, reason in {
+            f"redis+cluster://127.0.0.1:{port}": "cluster support disabled",
+            "redis+cluster://127.0.0.1:1": "refused",
+            cluster.url.replace("//", "//somebody:wrong@"): "username-password pair",
+        }.items():
+            nodes = connect(url, **WAITS)
+
+            def reason_of(nodes: Nodes = nodes) -> str:
+                with pytest.raises(redis.RedisError) as caught:
+                    nodes.run("a", lambda client: client.get("a"))
+                return str(caught.value)
+
+            wait_for(lambda reason_of=reason_of, reason=reason: reason in reason_of())  # type: ignore[misc]
+            nodes.close()
+
+
+def test_cluster_is_learned_from_others_when_a_node_talks_nonsense(cluster: ValkeyCluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=talk_nonsense, args=[server], daemon=True).start()
+        port = server.getsockname()[1]
+        nodes = connect(cluster.url.replace("//", f"//127.0.0.1:{port},127.0.0.1:{port},"), **WAITS)
+
+        assert wait_for(lambda: increment(nodes, COUNTERS[0]))
+
+        nodes.close()
+
+
+def test_node_of_a_cluster_is_not_taken_for_a_whole_redis(cluster: ValkeyCluster) -> None:
+    without_queue = next(server for server in cluster.servers[:3] if server is not cluster.owner(NAMESPACE))
+
+    probed = probe(f"redis://127.0.0.1:{without_queue.port}", writes=True, counts_queues=True)
+
+    assert probed.fault == "it is a node of a cluster, and others have some of the keys"
+
+
+def test_other_servers_are_used_on_when_one_hangs(cluster: ValkeyCluster) -> None:
+    counts, live = RequestCounts(cluster.url), LiveReplies(cluster.url, most_readers=8)
+    pieces = [Piece(uuid4(), 1, 0, "text", is_first=True) for _ in range(30)]
+    assert live.append(pieces) == [True] * len(pieces)
+    users = {f"user {number}": cluster.owner(f"{KEY_PREFIX}user {number}") for number in range(12)}
+    hanging = cluster.servers[0] if cluster.servers[0].ask("ROLE")[0] == "master" else cluster.owner(NAMESPACE)
+
+    with hanging.frozen():
+        arrived = live.append([replace(piece, text="more", offset=4, is_first=False) for piece in pieces])
+        for _ in range(2):
+            for user in users:
+                counts.add(user, 60, 1)
+
+    assert {True, False} == set(arrived)
+    with_others = [user for user, server in users.items() if server is not hanging]
+    assert 0 < len(with_others) < len(users)
+    assert [counts.add(user, 60, 0)[0] for user in with_others] == [2] * len(with_others)
 
 
 @pytest.mark.slow
@@ -139,3 +206,26 @@ def test_new_master_is_found_when_sentinels_name_one() -> None:
         nodes.close()
     finally:
         watched.stop()
+
+
+@contextmanager
+def plain_server() -> Iterator[int]:
+    """Run a Valkey that is in no cluster; yield its port."""
+    folder = Path(tempfile.mkdtemp(prefix="chatapi-plain-"))
+    server = Server(folder)
+    server.start()
+    try:
+        yield server.port
+    finally:
+        server.child.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def talk_nonsense(server: socket.socket) -> None:
+    """Say OK to whatever is asked."""
+    with suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                while connection.recv(4096):
+                    connection.sendall(b"+OK\r\n" * 4)

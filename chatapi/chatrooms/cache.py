@@ -14,7 +14,7 @@ from flask import current_app
 
 from chatapi.breaker import CircuitOpenError, RedisBreaker
 from chatapi.catalogue import catalogue
-from chatapi.extensions import cache
+from chatapi.extensions import NodesCache, cache
 
 CACHE_TTL_SECONDS = 300
 
@@ -22,7 +22,8 @@ CACHE_TTL_SECONDS = 300
 def load_page(user_id: UUID, rooms_version: int, limit: int) -> dict[str, Any] | None:
     """Return the cached page, or None when there is none, or no Redis."""
     try:
-        page = _breaker().call(lambda: cache.get(_key(user_id, rooms_version, limit)))
+        key = _key(user_id, rooms_version, limit)
+        page = _breaker().call(lambda: cache.get(key), _place_of(key))
     except CircuitOpenError:
         return None
     is_page = isinstance(page, dict) and page.keys() == {"chatrooms", "next_cursor"}
@@ -32,15 +33,19 @@ def load_page(user_id: UUID, rooms_version: int, limit: int) -> dict[str, Any] |
 def store_page(user_id: UUID, rooms_version: int, limit: int, page: dict[str, Any]) -> None:
     """Keep a page (`chatrooms`, `next_cursor`) for `CACHE_TTL_SECONDS`."""
     try:
-        _breaker().call(lambda: cache.set(_key(user_id, rooms_version, limit), page, timeout=CACHE_TTL_SECONDS))
+        key = _key(user_id, rooms_version, limit)
+        _breaker().call(lambda: cache.set(key, page, timeout=CACHE_TTL_SECONDS), _place_of(key))
     except CircuitOpenError:
         return
 
 
+def _place_of(key: str) -> str:
+    return cast("NodesCache", cache.cache).place_of(key)
+
+
 def _breaker() -> RedisBreaker:
     breakers: dict[str, RedisBreaker] = current_app.extensions
-    server = current_app.config["CACHE_REDIS_URL"]
-    return breakers.setdefault("cache_breaker", RedisBreaker("cache", server=server))
+    return breakers.setdefault("cache_breaker", RedisBreaker("cache"))
 
 
 def _key(user_id: UUID, rooms_version: int, limit: int) -> str:

@@ -65,34 +65,45 @@ class LiveReplies:
         # A read that waits has a connection to itself. Its patience belongs to the connection, hence several kinds.
         waits = (0.0, QUICK_WAIT_SECONDS, MOST_WAIT_SECONDS)
         self._readers = {seconds: _patient(url, seconds, most_readers) for seconds in waits}
-        self._breaker = RedisBreaker("live_replies", rest_seconds=1.0, server=url)
+        self._breaker = RedisBreaker("live_replies", rest_seconds=1.0)
 
     def append(self, pieces: Sequence[Piece]) -> list[bool]:
         """Append `pieces` in one round trip to each server that has some of their streams.
 
-        Returns for each if it is there, or if its stream was lost before it. Raises `CircuitOpenError` while Redis is
-        away; then some may be there.
+        Returns for each if it is there; it is not if its stream was lost before it, or its server is away. Raises
+        `CircuitOpenError` while all are.
         """
-        return self._breaker.call(lambda: self._append(pieces))
-
-    def _append(self, pieces: Sequence[Piece]) -> list[bool]:
+        if not pieces:
+            return []
         keys = [_key(piece.message_id) for piece in pieces]
         is_there = [False] * len(pieces)
-        for group in self._writer.grouped(keys):
-
-            def write(client: redis.Redis, group: Sequence[int] = group) -> list[Any]:
-                pipeline = client.pipeline(transaction=False)
-                for position in group:
-                    piece = pieces[position]
-                    entry = {"t": piece.token, "o": piece.offset, "x": piece.text}
-                    pipeline.xadd(keys[position], cast("Any", entry), nomkstream=not piece.is_first)
-                    pipeline.expire(keys[position], LIVE_SECONDS)
-                return pipeline.execute()
-
-            found = self._writer.run([keys[position] for position in group], write)
-            for position, entry_id in zip(group, found[::2], strict=True):
-                is_there[position] = entry_id is not None
+        groups = self._breaker.call(lambda: self._writer.grouped(keys), self._writer.place_of(keys[0]))
+        away = 0
+        for group in groups:
+            try:
+                self._append(pieces, keys, group, is_there)
+            except CircuitOpenError:
+                away += 1
+                if away == len(groups):
+                    raise
         return is_there
+
+    def _append(self, pieces: Sequence[Piece], keys: Sequence[str], group: list[int], is_there: list[bool]) -> None:
+        """Append the pieces of one server, and note which are there."""
+
+        def write(client: redis.Redis) -> list[Any]:
+            pipeline = client.pipeline(transaction=False)
+            for position in group:
+                piece = pieces[position]
+                entry = {"t": piece.token, "o": piece.offset, "x": piece.text}
+                pipeline.xadd(keys[position], cast("Any", entry), nomkstream=not piece.is_first)
+                pipeline.expire(keys[position], LIVE_SECONDS)
+            return pipeline.execute()
+
+        of_group = [keys[position] for position in group]
+        found = self._breaker.call(lambda: self._writer.run(of_group, write), self._writer.place_of(of_group[0]))
+        for position, entry_id in zip(group, found[::2], strict=True):
+            is_there[position] = entry_id is not None
 
     def announce_end(self, message_id: UUID) -> None:
         """Tell all who follow a reply, or wait for it, that it has ended. Nothing happens while Redis is away."""
@@ -105,7 +116,8 @@ class LiveReplies:
             pipeline.execute()
 
         try:
-            self._breaker.call(lambda: self._writer.run(_key(message_id), write))
+            key = _key(message_id)
+            self._breaker.call(lambda: self._writer.run(key, write), self._writer.place_of(key))
         except CircuitOpenError:
             return
 
@@ -128,7 +140,7 @@ class LiveReplies:
         def read(client: redis.Redis) -> list[Any]:
             return cast("list[Any]", client.xread({key: after}, block=block))
 
-        found = self._breaker.call(lambda: nodes.run(key, read))
+        found = self._breaker.call(lambda: nodes.run(key, read), nodes.place_of(key))
         entries: Iterable[tuple[str, Mapping[str, str]]] = found[0][1] if found else ()
         return [_written(position, entry) for position, entry in entries]
 

@@ -99,6 +99,12 @@ def _check_memory(name: str, probed: Probed) -> Iterator[Finding]:
 def _advice(probed: Probed, setting: str) -> str:
     if probed.is_replica:
         return f"That is a replica: point {setting} at the primary."
+    if "node of a cluster" in (probed.fault or ""):
+        return f"Write {setting} as redis+cluster://host:port,host:port,… (docs/scaling.md)."
+    if "being moved" in (probed.fault or ""):
+        return (
+            "Until that is over nothing is rung for or fetched. One left half done ends by `redis-cli --cluster fix`."
+        )
     if probed.is_away:
         return f"Is {setting} right, and is it up? The service works without it, but slowly."
     return "Let the user of that URL run all commands on keys of ours: {dramatiq}* and chatapi:*."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import time
@@ -10,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import redis
+from redis.exceptions import AskError, MovedError
 
-from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE, NAMESPACE
+from chatapi.bell import NAMESPACE
+from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE
 from chatapi.chatrooms.prompts import REPLIES_QUEUE
 from chatapi.redis_nodes import Nodes, connect
 from chatapi.replies.titles import TITLES_QUEUE
@@ -60,17 +63,17 @@ def place_of(url: str) -> str:
 def probe(url: str, *, writes: bool, counts_queues: bool) -> Probed:
     """Look at the Redis of `url`, and with `writes` put a key there, read it and delete it.
 
-    Of a cluster, all masters are looked at: the slowest answer and the least that each can do are what is shown, and
-    sums of memory and connections.
+    Of a cluster, all masters are looked at, and what is shown is of the one that is worst off: the slowest, the
+    fullest, the one with the most connections.
     """
     probed = Probed(place_of(url))
     nodes = None
     try:
         nodes = connect(url, socket_timeout=SECONDS, socket_connect_timeout=SECONDS)
-        servers = [client for _place, client in nodes.everyone()]
-        probed.masters = len(servers)
-        probed.latency_ms = max(_ping(client) for client in servers)
-        _read_info([cast("Mapping[str, Any]", client.info()) for client in servers], probed)
+        latencies = nodes.each(_ping)
+        probed.masters, probed.latency_ms = len(latencies), max(latencies)
+        _read_info(nodes.each(lambda client: cast("Mapping[str, Any]", client.info())), probed)
+        nodes.run(NAMESPACE, lambda client: client.exists(NAMESPACE))
         if writes:
             _write(nodes, probed)
         if counts_queues:
@@ -101,11 +104,11 @@ def _read_info(infos: Sequence[Mapping[str, Any]], probed: Probed) -> None:
     probed.version = next(iter(values("valkey_version") or values("redis_version")), None)
     # Of several policies one that evicts is what matters.
     probed.policy = next(iter(sorted(values("maxmemory_policy"), key=lambda policy: policy == "noeviction")), None)
-    probed.used_bytes = sum(values("used_memory")) if values("used_memory") else None
-    probed.max_bytes = sum(values("maxmemory"))
-    probed.clients = max(values("connected_clients"), default=None)
-    probed.max_clients = min(values("maxclients"), default=None)
-    probed.blocked_clients = sum(values("blocked_clients"))
+    fullest = max(infos, key=lambda info: info.get("used_memory", 0) / (info.get("maxmemory") or math.inf))
+    probed.used_bytes, probed.max_bytes = fullest.get("used_memory"), fullest.get("maxmemory")
+    busiest = max(infos, key=lambda info: info.get("connected_clients", 0))
+    probed.clients, probed.max_clients = busiest.get("connected_clients"), busiest.get("maxclients")
+    probed.blocked_clients = busiest.get("blocked_clients")
     probed.is_replica = "slave" in values("role")
     if persistent := [info["aof_enabled"] or info.get("rdb_saves") for info in infos if "aof_enabled" in info]:
         probed.is_persistent = all(persistent)
@@ -146,6 +149,10 @@ def _fault(error: Exception) -> str:
     """Return what a Redis or its library says, in one line; neither quotes passwords."""
     if isinstance(error, redis.AuthenticationError):
         return "it does not take the user or the password"
+    if isinstance(error, MovedError):
+        return "it is a node of a cluster, and others have some of the keys"
+    if isinstance(error, AskError):
+        return "the queue's slot of the cluster is being moved to another node"
     if isinstance(error, redis.TimeoutError):
         return f"no answer within {SECONDS:g} s"
     if isinstance(error, redis.ResponseError):

@@ -13,7 +13,8 @@ from flask import current_app
 from sqlalchemy import text
 
 from chatapi.auth.limits import Limit
-from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE, NAMESPACE, QueueBroker
+from chatapi.bell import NAMESPACE
+from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE, QueueBroker
 from chatapi.chatrooms.prompts import REPLIES_QUEUE
 from chatapi.extensions import db
 from chatapi.replies.titles import TITLES_QUEUE

@@ -25,7 +25,7 @@ _tokens = itertools.count(1)
 @pytest.fixture
 def live(app: Flask) -> LiveReplies:
     replies: LiveReplies = app.extensions["live_replies"]
-    wait_for(lambda: not replies._breaker.is_open(), 3)  # Other tests take Redis away.
+    wait_for(lambda: not replies._breaker.is_open(replies._writer.place_of("")), 3)  # Other tests take Redis away.
     return replies
 
 
@@ -187,7 +187,7 @@ def test_what_was_written_while_redis_was_away_is_published_later(
     process.start()
     try:
         assert valkey.wait_ready()
-        wait_for(lambda: not live._breaker.is_open(), 3)
+        wait_for(lambda: not live._breaker.is_open(live._writer.place_of("")), 3)
 
         text.add("and back")
 
