@@ -156,6 +156,9 @@ RETRY_AFTER_HEADER = {
 }
 
 
+CHALLENGE_HEADER = {"WWW-Authenticate": {"description": "`Bearer`", "schema": {"type": "string"}, "example": "Bearer"}}
+
+
 def describe(errors: Iterable[ChatAPIError]) -> dict[str, Any]:
     """Return the `examples` of an OpenAPI response that says `errors`, and its `headers` if it has any.
 
@@ -165,8 +168,12 @@ def describe(errors: Iterable[ChatAPIError]) -> dict[str, Any]:
     for error in errors:
         known.setdefault(error.slug, error)
     examples = {slug: {"summary": error.message, "value": envelope(error)} for slug, error in known.items()}
-    is_retried = any(error.retry_after is not None for error in known.values())
-    return {"examples": examples, **({"headers": RETRY_AFTER_HEADER} if is_retried else {})}
+    headers: dict[str, Any] = {}
+    if any(error.retry_after is not None for error in known.values()):
+        headers |= RETRY_AFTER_HEADER
+    if any(error.status == HTTPStatus.UNAUTHORIZED for error in known.values()):
+        headers |= CHALLENGE_HEADER
+    return {"examples": examples, **({"headers": headers} if headers else {})}
 
 
 def http_error(status: HTTPStatus) -> ChatAPIError:

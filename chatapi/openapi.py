@@ -55,8 +55,6 @@ ANY_ERRORS = (
 
 LOCATION_HEADER = {"Location": {"description": "Where what was made is found", "schema": {"type": "string"}}}
 
-CHALLENGE = {"WWW-Authenticate": {"description": "`Bearer`", "schema": {"type": "string"}, "example": "Bearer"}}
-
 OPERATIONS_OF_METRICS = {"show_metrics"}
 """What is asked for with the bearer token of METRICS_TOKEN, and not with a user's."""
 
@@ -128,7 +126,6 @@ def _describe_common_answers(spec: APISpec) -> None:
     known["UNPROCESSABLE_ENTITY"] = _answer("What was sent is not valid; `errors` says why", unprocessable)
     spec.components.response("UNAUTHORIZED", _answer("No token, or not a good one", UnauthorizedError()))
     spec.components.response("RATE_LIMITED", _answer("The request budget is used up", RateLimitedError(retry_after=60)))
-    known["UNAUTHORIZED"]["headers"] = CHALLENGE
 
 
 def _answer(description: str, *errors: ChatAPIError) -> dict[str, Any]:

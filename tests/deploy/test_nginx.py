@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -309,9 +310,37 @@ def test_what_nginx_refuses_has_the_form_of_the_services_errors(nginx: Nginx) ->
     assert refusal(requests.get(f"{url}/{'a' * 9000}", timeout=10)) == (414, "request_uri_too_long")
     long = requests.get(url, headers={"X-Long": "a" * 9000}, timeout=10)
     assert refusal(long) == (431, "request_header_fields_too_large")
+    own = requests.get(f"{url}/metrics", headers={"X-Request-ID": "my-own.1"}, timeout=10)
+    assert own.headers["X-Request-ID"] == "my-own.1"
+    strange = requests.get(f"{url}/metrics", headers={"X-Request-ID": 'no"good'}, timeout=10)
+    assert re.fullmatch("[0-9a-f]{32}", strange.headers["X-Request-ID"])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"GET / HTTP/3.0\r\nHost: a\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_is_the_clients_fault(nginx: Nginx, head: bytes) -> None:
     with socket.create_connection(("127.0.0.1", nginx.port), timeout=10) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
-        assert b'"error":"bad_request"' in connection.recv(65536)
+        connection.sendall(head)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b'"code":400,"status":"Bad Request","error":"bad_request"' in answer
+    assert b"\r\nX-Request-ID: " in answer
+
+
+def test_few_long_bodies_of_one_address_are_held_at_a_time(nginx: Nginx) -> None:
+    url = f"http://127.0.0.1:{nginx.port}"
+    with ExitStack() as stack:
+        for _ in range(40):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", nginx.port)))
+            connection.sendall(b"POST /webhook/stripe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n{")
+        wait_for(lambda: requests.post(f"{url}/webhook/stripe", data=b"{}", timeout=5).status_code == 429)
+        assert requests.get(f"{url}/health", timeout=5).status_code == 200
 
 
 def test_service_that_is_down_is_503_with_retry_after(make_nginx: Callable[[int], Nginx]) -> None:
