@@ -22,6 +22,9 @@ from chatapi.errors import kind_of
 from chatapi.extensions import REDIS_OPTIONS, db
 from chatapi.redis_nodes import connect
 
+PROBE_KEY = f"chatapi:ready:{NAMESPACE}"
+PROBE_SECONDS = 60
+
 CHECK_BUDGET_SECONDS = 0.8
 """Readiness answers within a second, whatever hangs."""
 
@@ -105,9 +108,9 @@ def _check_postgresql() -> str:
 def _check_redis() -> str:
     nodes = connect(current_app.config["REDIS_URL"], **REDIS_OPTIONS)
     try:
-        # A key of the queue, as a server may be there and have nothing to do with it: one that is loading, a replica, a
-        # node whose slots are moved.
-        nodes.run(NAMESPACE, lambda client: client.exists(NAMESPACE))
+        # In the queue's slot, as a server may be there and not take what is rung: one that is full or loading, a replica,
+        # a node whose slots are being moved.
+        nodes.run(PROBE_KEY, lambda client: client.set(PROBE_KEY, 1, ex=PROBE_SECONDS))
         nodes.each(lambda client: client.ping())
     finally:
         nodes.close()

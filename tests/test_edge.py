@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import redis
 from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import validate
 from werkzeug.test import TestResponse
 
-from tests.support import Account
+from tests.support import Account, Services
 
 JSON = "application/json"
 
@@ -186,6 +187,17 @@ def test_readiness_is_degraded_and_200_when_only_redis_is_away(make_app: Callabl
     assert answer.status_code == 200
     assert answer.get_json()["status"] == "degraded"
     assert answer.get_json()["checks"]["redis"].startswith("unavailable")
+
+
+def test_readiness_is_degraded_when_redis_is_full(client: FlaskClient, services: Services) -> None:
+    with redis.Redis.from_url(services.valkey.url) as store:
+        store.config_set("maxmemory", 1)
+        try:
+            checks = client.get("/health/ready").get_json()["checks"]
+        finally:
+            store.config_set("maxmemory", 0)
+
+    assert checks["redis"] == "unavailable (OutOfMemoryError)"
 
 
 def test_readiness_is_503_when_postgresql_is_away(make_app: Callable[..., Flask]) -> None:
