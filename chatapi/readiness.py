@@ -108,8 +108,8 @@ def _check_postgresql() -> str:
 def _check_redis() -> str:
     nodes = connect(current_app.config["REDIS_URL"], **REDIS_OPTIONS)
     try:
-        # In the queue's slot, as a server may be there and not take what is rung: one that is full or loading, a replica,
-        # a node whose slots are being moved.
+        # In the queue's slot, as a server may be there and not take what is rung: one that is full or loading, a
+        # replica, a node whose slots are being moved.
         nodes.run(PROBE_KEY, lambda client: client.set(PROBE_KEY, 1, ex=PROBE_SECONDS))
         nodes.each(lambda client: client.ping())
     finally:
