@@ -5,8 +5,8 @@
 - `redis+sentinel://[user:password@]host[:port],host[:port],…/service[/database]`: the Sentinels, and what they watch
 
 With TLS those begin with `rediss+`. User and password are those of the servers; for Sentinels that want some there are
-`sentinel_username` and `sentinel_password` in the query, where options of redis-py's connections stand too
-(`?ssl_ca_certs=/path`).
+`sentinel_username` and `sentinel_password` in the query. There `client_name` may stand too, and with TLS redis-py's
+options for that (`?ssl_ca_certs=/path`).
 """
 
 from __future__ import annotations
@@ -60,13 +60,16 @@ class RedisAddress:
         return self.scheme.startswith("rediss")
 
     @property
-    def place(self) -> str:
-        """Where that is, without who we are there."""
+    def servers(self) -> str:
+        """Where that is, whichever database is meant."""
         if self.scheme == "unix":
             return self.path
-        hosts = ",".join(bracketed(*node) for node in self.nodes)
-        service = "" if self.service is None else f"/{self.service}"
-        return f"{hosts}{service}" + (f"/{self.database}" if self.database else "")
+        return ",".join(bracketed(*node) for node in self.nodes) + ("" if self.service is None else f"/{self.service}")
+
+    @property
+    def place(self) -> str:
+        """Where that is, without who we are there."""
+        return self.servers + (f"/{self.database}" if self.database else "")
 
     def url_of(self, host: str, port: int) -> str:
         """Return the URL of one server, to be spoken to as this address says."""
@@ -91,7 +94,7 @@ def redis_address(url: str) -> RedisAddress:
     if parts.scheme not in SCHEMES and "," in credentials:
         raise ValueError("has a comma before its last @; user and password stand there once, a comma in them as %2C")
     options = tuple(parse_qsl(parts.query, keep_blank_values=True))
-    _try_options(parts.scheme, options)
+    _check_options(parts.scheme, options)
     if parts.scheme == "unix":
         if hosts or not parts.path:
             raise ValueError("must be unix:// and the whole path of a socket, with three strokes: unix:///path")
@@ -116,8 +119,17 @@ class RedisUrl(fields.String):
         return url
 
 
-def _try_options(scheme: str, options: tuple[tuple[str, str], ...]) -> None:
-    """Raise `ValueError` if connections of redis-py would not take one of the options."""
+def _check_options(scheme: str, options: tuple[tuple[str, str], ...]) -> None:
+    """Raise `ValueError` if there is an option beside those of TLS and of names.
+
+    What else connections of redis-py can be told is for us to say: time-outs, how many there are, what they return.
+    """
+    known = {"client_name", *(("db",) if scheme in SCHEMES else ())}
+    if scheme in SENTINEL_SCHEMES:
+        known |= {"sentinel_username", "sentinel_password"}
+    strange = [name for name, _ in options if name not in known and not name.startswith("ssl_")]
+    if strange:
+        raise ValueError(f"has an option behind its ? that is not one of {', '.join(sorted(known))}, ssl_ca_certs, …")
     query = urlencode([pair for pair in options if not pair[0].startswith("sentinel_")])
     place = "unix:///socket" if scheme == "unix" else f"{scheme.partition('+')[0]}://localhost"
     try:

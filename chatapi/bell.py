@@ -80,6 +80,12 @@ class BellConsumer(_RedisConsumer):
         finally:
             self._changed.set()
 
+    def requeue(self, messages: Any) -> None:
+        try:
+            super().requeue(messages)
+        except LOST as error:
+            raise ConnectionClosed(error) from None
+
     def __next__(self) -> Any:
         try:
             # Before the look at what is outstanding, so that a slot that becomes free after it ends the wait.
@@ -92,6 +98,11 @@ class BellConsumer(_RedisConsumer):
                 self._wait_for_bell()
         except LOST as error:
             raise ConnectionClosed(error) from None
+        except redis.ResponseError as error:
+            # A master that became a replica says so to those who wait.
+            if str(error).startswith("UNBLOCKED"):
+                raise ConnectionClosed(error) from None
+            raise
         return message
 
     def _wait_for_slot(self) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
+from redis.exceptions import AskError, MovedError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from chatapi import metrics
@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 SILENCE_SECONDS = 1.0
 """For how long a server that one use found away is left alone by all: a request has several uses, and pays for one."""
+
+OF_ONE_SLOT = (AskError, MovedError, TryAgainError)
+"""What a node of a cluster says that is well, and has a key no more, or not yet: no reason to leave it alone."""
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +44,7 @@ class RedisBreaker:
         self._name = name
         self._rest_seconds = rest_seconds
         self._closed_again_at: dict[str, float] = {}
+        self._said_until: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def call(self, work: Callable[[], T], place: str) -> T:
@@ -52,6 +56,9 @@ class RedisBreaker:
             raise CircuitOpenError(self._name)
         try:
             return work()
+        except OF_ONE_SLOT as error:
+            self._say(error, place)
+            raise CircuitOpenError(self._name) from error
         except (RedisError, OSError) as error:
             self._open(error, place)
             raise CircuitOpenError(self._name) from error
@@ -61,13 +68,19 @@ class RedisBreaker:
         return time.monotonic() < max(self._closed_again_at.get(place, 0.0), _silent_until.get(place, 0.0))
 
     def _open(self, error: Exception, place: str) -> None:
-        """Rest from now on. Of many threads that fail at once only the first says so."""
+        """Rest from now on."""
         now = time.monotonic()
         if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
             _silent_until[place] = now + SILENCE_SECONDS
+        self._closed_again_at[place] = now + self._rest_seconds
+        self._say(error, place)
+
+    def _say(self, error: Exception, place: str) -> None:
+        """Log and count that a use has failed, once for as long as a rest: of many threads only the first does."""
+        now = time.monotonic()
         with self._lock:
-            is_open = now < self._closed_again_at.get(place, 0.0)
-            self._closed_again_at[place] = now + self._rest_seconds
-        if not is_open:
+            is_said = now < self._said_until.get(place, 0.0)
+            self._said_until[place] = now + self._rest_seconds
+        if not is_said:
             log.warning("redis_unavailable", use=self._name, server=place, reason=type(error).__name__)
             metrics.redis_failed(self._name)

@@ -211,12 +211,13 @@ def check_eviction_policy(app: Flask) -> str | None:
     """
     nodes = connect(app.config["REDIS_URL"], **REDIS_OPTIONS)
     try:
-        policy = nodes.run(NAMESPACE, lambda client: client.info("memory")).get("maxmemory_policy", "noeviction")
+        policies = nodes.each(lambda client: client.info("memory").get("maxmemory_policy", "noeviction"))
     except (redis.RedisError, OSError) as error:
         log.warning("redis_policy_unknown", reason=kind_of(error))
         return None
     finally:
         nodes.close()
-    if policy != "noeviction":
-        return f"REDIS_URL names a Redis with maxmemory-policy {policy}, which drops queued work; set it to noeviction."
-    return None
+    evicts = next((policy for policy in policies if policy != "noeviction"), None)
+    if evicts is None:
+        return None
+    return f"REDIS_URL names a Redis with maxmemory-policy {evicts}, which drops queued work; set it to noeviction."

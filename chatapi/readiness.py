@@ -6,6 +6,7 @@ get who ask meanwhile, and it has a thread of its own that keeps nothing from en
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +23,8 @@ from chatapi.errors import kind_of
 from chatapi.extensions import REDIS_OPTIONS, db
 from chatapi.redis_nodes import connect
 
-PROBE_KEY = f"chatapi:ready:{NAMESPACE}"
-PROBE_SECONDS = 60
+PROBE_PREFIX = f"chatapi:ready:{NAMESPACE}:"
+PROBE_SECONDS = 5
 
 CHECK_BUDGET_SECONDS = 0.8
 """Readiness answers within a second, whatever hangs."""
@@ -108,9 +109,10 @@ def _check_postgresql() -> str:
 def _check_redis() -> str:
     nodes = connect(current_app.config["REDIS_URL"], **REDIS_OPTIONS)
     try:
-        # In the queue's slot, as a server may be there and not take what is rung: one that is full or loading, a
-        # replica, a node whose slots are being moved.
-        nodes.run(PROBE_KEY, lambda client: client.set(PROBE_KEY, 1, ex=PROBE_SECONDS))
+        # A new key in the queue's slot, as a server may be there and not take what is rung: one that is full or is
+        # loading, a replica, a node whose slots are being moved (which serves the keys that it has).
+        key = f"{PROBE_PREFIX}{secrets.token_hex(8)}"
+        nodes.run(key, lambda client: client.set(key, 1, ex=PROBE_SECONDS))
         nodes.each(lambda client: client.ping())
     finally:
         nodes.close()

@@ -1,54 +1,33 @@
 """Who has a key: one Redis, the master that Sentinels name, or the cluster node that holds its slot.
 
-A use names its key and gets a client of whoever has it (`Nodes.run`). It never waits for longer than by the time-outs
-that it brought: which node has which slots is learned beside it, in a thread, from any node that answers. redis-py's
-own cluster client asks one node after the other within the call, for as long as they all take together
+A use names its key and gets a client of whoever has it (`Nodes.run`). It waits for that one alone, by the time-outs
+that it brought: which node has which slots is learned beside it (`redis_slots`). redis-py's own cluster client asks
+one node after the other within the call, for as long as they all take together
 ([0035](../docs/decisions/0035-redis-cluster-by-the-slot.md)).
 """
 
 from __future__ import annotations
 
-import os
-import random
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import redis
-import structlog
 from redis.backoff import NoBackoff
 from redis.commands.core import Script
 from redis.connection import parse_url
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
+from redis.crc import key_slot
+from redis.exceptions import MovedError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from chatapi.redis_slots import LEARN_SECONDS, Node, slots_of
 from config_redis import RedisAddress, bracketed, redis_address
 
 T = TypeVar("T")
-Node = tuple[str, int]
-"""A host and a port."""
-
 MOST_HOPS = 3
 """How often a use follows a slot that moved: more than once only when it moves again meanwhile."""
-
-LEARN_SECONDS = 1.0
-"""How long a node may take to say which has which slots."""
-
-LOOK_AGAIN_SECONDS = 0.5
-"""How often they are asked while something is wrong."""
-
-ALERT_SECONDS = 15.0
-"""For how long after a failure: a failover takes the cluster's `cluster-node-timeout` and more."""
-
-REFRESH_SECONDS = 5.0
-"""How often they are asked when nothing is: a process that is idle is to know of a failover before its next use."""
-
-log = structlog.get_logger(__name__)
 
 
 class Nodes(ABC):
@@ -67,8 +46,8 @@ class Nodes(ABC):
         """Return where the server is that has a key, without waiting for it to be known; for people, and breakers."""
 
     @abstractmethod
-    def grouped(self, keys: Sequence[str]) -> list[list[int]]:
-        """Return the positions of `keys`, those that one server has together."""
+    def grouped(self, keys: Sequence[str]) -> dict[str, list[int]]:
+        """Return the positions of `keys` by the place of the server that has them, as `place_of` says it."""
 
     @abstractmethod
     def each(self, work: Callable[[redis.Redis], T]) -> list[T]:
@@ -88,8 +67,8 @@ def connect(url: str, **options: Any) -> Nodes:
     if address.is_cluster:
         return Cluster(address, url, options)
     if address.is_sentinel:
-        return OneServer(address.place, *_watched(address, options))
-    return OneServer(address.place, redis.Redis.from_url(url, **options))
+        return OneServer(address.servers, *_watched(address, options))
+    return OneServer(address.servers, redis.Redis.from_url(url, **options))
 
 
 class OneServer(Nodes):
@@ -106,8 +85,8 @@ class OneServer(Nodes):
     def place_of(self, key: str) -> str:  # noqa: ARG002
         return self._place
 
-    def grouped(self, keys: Sequence[str]) -> list[list[int]]:
-        return [list(range(len(keys)))] if keys else []
+    def grouped(self, keys: Sequence[str]) -> dict[str, list[int]]:
+        return {self._place: list(range(len(keys)))} if keys else {}
 
     def each(self, work: Callable[[redis.Redis], T]) -> list[T]:
         return [work(self._client)]
@@ -148,7 +127,7 @@ class Cluster(Nodes):
         self._address = address
         self._options = options
         self._patience = float(options.get("socket_connect_timeout") or LEARN_SECONDS)
-        self._slots = _slots_of(url, address)
+        self._slots = slots_of(url, address)
         self._clients: dict[Node, redis.Redis] = {}
         self._lock = threading.Lock()
 
@@ -168,14 +147,13 @@ class Cluster(Nodes):
 
     def place_of(self, key: str) -> str:
         node = self._slots.last_owner(key_slot(key.encode()))
-        return self._address.place if node is None else bracketed(*node)
+        return self._address.servers if node is None else bracketed(*node)
 
-    def grouped(self, keys: Sequence[str]) -> list[list[int]]:
-        groups: dict[Node, list[int]] = {}
+    def grouped(self, keys: Sequence[str]) -> dict[str, list[int]]:
+        groups: dict[str, list[int]] = {}
         for position, key in enumerate(keys):
-            node = self._slots.owner(key_slot(key.encode()), self._patience)
-            groups.setdefault(node, []).append(position)
-        return list(groups.values())
+            groups.setdefault(self.place_of(key), []).append(position)
+        return groups
 
     def each(self, work: Callable[[redis.Redis], T]) -> list[T]:
         found = []
@@ -192,136 +170,11 @@ class Cluster(Nodes):
 
     def _client(self, node: Node) -> redis.Redis:
         with self._lock:
-            client = self._clients.get(node)
-            if client is None:
-                client = self._clients[node] = redis.Redis.from_url(self._address.url_of(*node), **self._options)
-            return client
-
-
-class Slots:
-    """Which node has which slots of a cluster, as the last node said that was asked."""
-
-    def __init__(self, address: RedisAddress) -> None:
-        self._address = address
-        self._owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        self._fault: redis.RedisError | None = None
-        self._lock = threading.Lock()
-        self._is_known = threading.Event()
-        self._is_suspect = threading.Event()
-        self._alert_until = 0.0
-        self._learner_pid = 0
-
-    def owner(self, slot: int, patience: float) -> Node:
-        """Return who has a slot; wait for that for `patience` seconds. Raises `redis.ConnectionError`."""
-        node = self._known(patience)[slot]
-        if node is None:
-            self._is_suspect.set()
-            raise redis.ConnectionError("A slot of the cluster has no node")
-        return node
-
-    def last_owner(self, slot: int) -> Node | None:
-        """Return who has a slot as far as is known, without waiting."""
-        return self._owners[slot]
-
-    def masters(self, patience: float) -> list[Node]:
-        """Return all that have slots. Raises `redis.ConnectionError`."""
-        return list(dict.fromkeys(node for node in self._known(patience) if node is not None))
-
-    def moved(self, error: MovedError, asked: Node) -> Node:
-        """Note where a slot is now, which `asked` had been asked for; return that."""
-        node = (error.host or asked[0], error.port)
-        with self._lock:
-            self._owners[error.slot_id % REDIS_CLUSTER_HASH_SLOTS] = node
-        self._is_suspect.set()
-        return node
-
-    @contextmanager
-    def noticing(self) -> Iterator[None]:
-        """Have everything looked at again after a failure within the block that may come from a change."""
-        try:
-            yield
-        except (redis.ConnectionError, redis.TimeoutError, ClusterDownError, AskError, TryAgainError, OSError):
-            self._alert_until = time.monotonic() + ALERT_SECONDS
-            self._is_suspect.set()
-            raise
-
-    def _known(self, patience: float) -> list[Node | None]:
-        if self._learner_pid != os.getpid():
-            self._begin_to_learn()
-        if not self._is_known.wait(patience):
-            raise self._fault or redis.ConnectionError("No node of the cluster has answered")
-        return self._owners
-
-    def _begin_to_learn(self) -> None:
-        """Start the thread, of which a fork leaves nothing behind."""
-        with self._lock:
-            if self._learner_pid != os.getpid():
-                self._learner_pid = os.getpid()
-                threading.Thread(target=self._learn_for_ever, name="redis-slots", daemon=True).start()
-
-    def _learn_for_ever(self) -> None:
-        is_known = True
-        while True:
-            self._is_suspect.clear()
-            owners = self._learn()
-            if owners is not None:
-                with self._lock:
-                    has_changed, self._owners = owners != self._owners, owners
-                self._is_known.set()
-                if has_changed:
-                    self._alert_until = 0.0
-            elif is_known:
-                log.warning("redis_cluster_unknown", server=self._address.place, reason=type(self._fault).__name__)
-            is_known = owners is not None
-            if is_known and time.monotonic() >= self._alert_until:
-                self._is_suspect.wait(REFRESH_SECONDS)
-            time.sleep(LOOK_AGAIN_SECONDS)
-
-    def _learn(self) -> list[Node | None] | None:
-        """Ask one node after the other, those first that had slots; None when no one answers who knows."""
-        nodes = list(dict.fromkeys([*filter(None, self._owners), *self._address.nodes]))
-        random.shuffle(nodes)
-        for node in nodes:
-            try:
-                return self._ask(node)
-            except Exception as error:  # noqa: BLE001 - whatever a node says, it is another's turn, and this goes on
-                self._fault = _as_refusal(error)
-        return None
-
-    def _ask(self, node: Node) -> list[Node | None]:
-        client = redis.Redis.from_url(
-            self._address.url_of(*node), socket_timeout=LEARN_SECONDS, socket_connect_timeout=LEARN_SECONDS
-        )
-        try:
-            found: Any = client.execute_command("CLUSTER", "SLOTS")
-        finally:
-            client.close()
-        owners: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        for first, last, master, *_replicas in found:
-            host = (master[0] or b"").decode() or node[0]
-            for slot in range(first, last + 1):
-                owners[slot] = (host, master[1])
-        if not found:
-            raise redis.ConnectionError("The node knows of no slots")
-        return owners
-
-
-def _as_refusal(error: Exception) -> redis.RedisError:
-    """Return what those are told who ask while no node has said who has which slots."""
-    if isinstance(error, redis.AuthenticationError | redis.TimeoutError):
-        return error
-    said = str(error) if isinstance(error, redis.RedisError | OSError) else type(error).__name__
-    return redis.ConnectionError(f"No node of the cluster says who has which slots: {said}")
-
-
-_slots: dict[str, Slots] = {}
-_slots_lock = threading.Lock()
-
-
-def _slots_of(url: str, address: RedisAddress) -> Slots:
-    """Return what all of this process's uses of a cluster share."""
-    with _slots_lock:
-        return _slots.setdefault(url, Slots(address))
+            if node not in self._clients:
+                for gone in self._clients.keys() - self._slots.last_masters():
+                    self._clients.pop(gone).close()
+                self._clients[node] = redis.Redis.from_url(self._address.url_of(*node), **self._options)
+            return self._clients[node]
 
 
 class Bound:

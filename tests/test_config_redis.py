@@ -20,7 +20,7 @@ from config_redis import redis_address
         ("redis+sentinel://a,b:5/chat", (("a", 26379), ("b", 5)), "a:26379,b:5/chat"),
         ("redis+sentinel://a/chat/2", (("a", 26379),), "a:26379/chat/2"),
         ("redis+sentinel://a/my%20chat?sentinel_password=x", (("a", 26379),), "a:26379/my chat"),
-        ("rediss://h?ssl_ca_certs=/ca.pem&socket_timeout=2", (("h", 6379),), "h:6379"),
+        ("rediss://h?ssl_ca_certs=/ca.pem&client_name=x", (("h", 6379),), "h:6379"),
         ("unix:///run/r.sock?db=2", (), "/run/r.sock"),
     ],
 )
@@ -49,9 +49,12 @@ def test_address_is_taken_to_pieces(url: str, nodes: tuple[tuple[str, int], ...]
         ("redis+cluster://u:cret@a,u:cret@b", "a comma in them"),
         ("redis://:1#cret@h", "%23"),
         ("unix://run/r.sock", "unix:///path"),
-        ("redis://h?foo=cret", "redis-py does not know"),
-        ("redis://h?socket_timeout=cret", "redis-py does not know"),
+        ("redis://h?foo=cret", "not one of client_name, db,"),
+        ("redis://h?socket_timeout=2", "not one of client_name, db,"),
+        ("redis+cluster://h?db=2", "not one of client_name,"),
+        ("redis+sentinel://h/chat?sentinel_foo=1", "sentinel_password"),
         ("redis://h?ssl_ca_certs=cret", "redis-py does not know"),
+        ("redis://h?db=cret", "redis-py does not know"),
     ],
 )
 def test_url_is_refused_without_quoting_it_when_it_cannot_be_read(url: str, fault: str) -> None:
@@ -62,7 +65,7 @@ def test_url_is_refused_without_quoting_it_when_it_cannot_be_read(url: str, faul
 
 
 def test_url_of_a_node_has_the_credentials_and_options_of_all() -> None:
-    address = redis_address("rediss+cluster://u:p%40w@a:1,b:2?ssl_ca_certs=%2Fca.pem&sentinel_password=other")
+    address = redis_address("rediss+sentinel://u:p%40w@a:1,b:2/chat?ssl_ca_certs=%2Fca.pem&sentinel_password=other")
 
     assert address.url_of("c", 3) == "rediss://u:p%40w@c:3/0?ssl_ca_certs=%2Fca.pem"
     assert address.url_of("::1", 3).startswith("rediss://u:p%40w@[::1]:3/0")

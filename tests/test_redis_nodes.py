@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,12 @@ from uuid import uuid4
 
 import pytest
 import redis
+from dramatiq import Message
+from dramatiq.errors import ConnectionClosed
+from flask import Flask
 
 from chatapi.bell import NAMESPACE
+from chatapi.broker import QueueBroker
 from chatapi.chatrooms.live import LiveReplies, Piece
 from chatapi.doctor.redis_probe import probe
 from chatapi.limits import KEY_PREFIX, RequestCounts
@@ -67,9 +71,9 @@ def test_keys_of_all_masters_are_written_and_read(nodes: Nodes, cluster: ValkeyC
     assert [routed.get(key) for key in KEYS] == [key.encode() for key in KEYS]
     groups = nodes.grouped(KEYS)
     assert len(groups) == len(nodes.each(lambda client: client.ping())) == 3
-    assert sorted(position for group in groups for position in group) == list(range(len(KEYS)))
-    for group in groups:
-        assert len({cluster.owner(KEYS[position]).port for position in group}) == 1
+    assert sorted(position for group in groups.values() for position in group) == list(range(len(KEYS)))
+    for place, group in groups.items():
+        assert {f"127.0.0.1:{cluster.owner(KEYS[position]).port}" for position in group} == {place}
 
 
 def test_script_goes_where_its_key_is(nodes: Nodes) -> None:
@@ -139,30 +143,92 @@ def test_cluster_is_learned_from_others_when_a_node_talks_nonsense(cluster: Valk
 
 
 def test_node_of_a_cluster_is_not_taken_for_a_whole_redis(cluster: ValkeyCluster) -> None:
-    without_queue = next(server for server in cluster.servers[:3] if server is not cluster.owner(NAMESPACE))
-
-    probed = probe(f"redis://127.0.0.1:{without_queue.port}", writes=True, counts_queues=True)
+    probed = probe(f"redis://127.0.0.1:{master_without_queue(cluster).port}", writes=True, counts_queues=True)
 
     assert probed.fault == "it is a node of a cluster, and others have some of the keys"
 
 
-def test_other_servers_are_used_on_when_one_hangs(cluster: ValkeyCluster) -> None:
-    counts, live = RequestCounts(cluster.url), LiveReplies(cluster.url, most_readers=8)
+def test_streams_of_other_servers_go_on_when_one_hangs(cluster: ValkeyCluster) -> None:
+    live, hanging = LiveReplies(cluster.url, most_readers=8), master_without_queue(cluster)
     pieces = [Piece(uuid4(), 1, 0, "text", is_first=True) for _ in range(30)]
+    is_away = {piece: cluster.owner(f"chatapi:live:{{{piece.message_id}}}") is hanging for piece in pieces}
+    pieces.sort(key=lambda piece: not is_away[piece])  # Whose the first one is must make no difference.
+    assert set(is_away.values()) == {True, False}
     assert live.append(pieces) == [True] * len(pieces)
-    users = {f"user {number}": cluster.owner(f"{KEY_PREFIX}user {number}") for number in range(12)}
-    hanging = cluster.servers[0] if cluster.servers[0].ask("ROLE")[0] == "master" else cluster.owner(NAMESPACE)
 
     with hanging.frozen():
-        arrived = live.append([replace(piece, text="more", offset=4, is_first=False) for piece in pieces])
-        for _ in range(2):
-            for user in users:
-                counts.add(user, 60, 1)
+        for number in range(1, 4):
+            more = [replace(piece, text="more", offset=4 * number, is_first=False) for piece in pieces]
+            assert live.append(more) == [None if is_away[piece] else True for piece in pieces]
 
-    assert {True, False} == set(arrived)
-    with_others = [user for user, server in users.items() if server is not hanging]
-    assert 0 < len(with_others) < len(users)
-    assert [counts.add(user, 60, 0)[0] for user in with_others] == [2] * len(with_others)
+
+def test_users_of_other_servers_are_counted_on_when_one_hangs(cluster: ValkeyCluster) -> None:
+    counts, hanging = RequestCounts(cluster.url), master_without_queue(cluster)
+    names = [f"user {uuid4()}" for _ in range(12)]
+    with_others = [name for name in names if cluster.owner(f"{KEY_PREFIX}{name}") is not hanging]
+    for name in names:
+        counts.add(name, 60, 1)
+
+    with hanging.frozen():
+        for name in names:
+            counts.add(name, 60, 1)
+
+    assert 0 < len(with_others) < len(names)
+    assert [counts.add(name, 60, 0)[0] for name in with_others] == [2] * len(with_others)
+
+
+def test_readiness_says_so_when_the_queue_is_being_moved(
+    cluster: ValkeyCluster, make_app: Callable[..., Flask]
+) -> None:
+    client = make_app(REDIS_URL=cluster.url).test_client()
+
+    def readiness() -> str:
+        said: str = client.get("/health/ready").get_json()["checks"]["redis"]
+        return said
+
+    wait_for(lambda: readiness() == "ok")
+    with queue_half_moved(cluster):
+        assert readiness() == "unavailable (AskError)"
+        fault = probe(cluster.url, writes=True, counts_queues=True).fault
+
+    assert fault == "the queue's slot of the cluster is being moved to another node"
+    assert readiness() == "ok"
+
+
+def test_messages_are_acknowledged_after_a_move_of_the_queue(cluster: ValkeyCluster) -> None:
+    broker = QueueBroker(connect(cluster.url, socket_timeout=5, socket_connect_timeout=5), middleware=[])
+    broker.declare_queue("moved")
+    broker.enqueue(Message(queue_name="moved", actor_name="any", args=(), kwargs={}, options={}))
+    consumer = broker.consume("moved", prefetch=4, timeout=50)
+    taken = wait_for(lambda: next(consumer))
+    with queue_half_moved(cluster):
+        with pytest.raises(ConnectionClosed):
+            consumer.ack(taken)
+        with pytest.raises(ConnectionClosed):
+            next(consumer)
+
+    consumer.ack(taken)
+
+    assert cluster.owner(NAMESPACE).ask("HLEN", f"{NAMESPACE}:moved.msgs") == 0
+    broker.nodes.close()
+
+
+def master_without_queue(cluster: ValkeyCluster) -> Server:
+    """Return a master that has not got the queue."""
+    masters = [server for server in cluster.servers if server.ask("ROLE")[0] == "master"]
+    return next(server for server in masters if server is not cluster.owner(NAMESPACE))
+
+
+@contextmanager
+def queue_half_moved(cluster: ValkeyCluster) -> Iterator[None]:
+    """Have the queue's slot on its way to another master within the block."""
+    old, new = cluster.owner(NAMESPACE), master_without_queue(cluster)
+    slot = old.ask("CLUSTER", "KEYSLOT", NAMESPACE)
+    old.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", new.ask("CLUSTER", "MYID"))
+    try:
+        yield
+    finally:
+        old.ask("CLUSTER", "SETSLOT", slot, "STABLE")
 
 
 @pytest.mark.slow

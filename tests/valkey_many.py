@@ -118,6 +118,12 @@ class ValkeyCluster:
 
     def is_whole(self) -> bool:
         """Return whether all nodes agree that all is well, each master with a replica that is up to date."""
+        try:
+            return self._is_whole()
+        except redis.RedisError:
+            return False
+
+    def _is_whole(self) -> bool:
         infos = [server.ask("INFO", "replication") for server in self.servers]
         fed = [info for info in infos if info["role"] == "master" and info["connected_slaves"] == 1]
         linked = [info for info in infos if info["role"] == "slave" and info["master_link_status"] == "up"]

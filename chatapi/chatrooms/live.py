@@ -8,7 +8,9 @@ ended. A second stream holds nothing but the end, for those who only wait for th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
@@ -67,29 +69,23 @@ class LiveReplies:
         self._readers = {seconds: _patient(url, seconds, most_readers) for seconds in waits}
         self._breaker = RedisBreaker("live_replies", rest_seconds=1.0)
 
-    def append(self, pieces: Sequence[Piece]) -> list[bool]:
+    def append(self, pieces: Sequence[Piece]) -> list[bool | None]:
         """Append `pieces` in one round trip to each server that has some of their streams.
 
-        Returns for each if it is there; it is not if its stream was lost before it, or its server is away. Raises
-        `CircuitOpenError` while all are.
+        Returns for each if it is there (True), or not because its stream was lost before it (False) or its server is
+        away (None); then it may be there.
         """
-        if not pieces:
-            return []
         keys = [_key(piece.message_id) for piece in pieces]
-        is_there = [False] * len(pieces)
-        groups = self._breaker.call(lambda: self._writer.grouped(keys), self._writer.place_of(keys[0]))
-        away = 0
-        for group in groups:
-            try:
-                self._append(pieces, keys, group, is_there)
-            except CircuitOpenError:
-                away += 1
-                if away == len(groups):
-                    raise
-        return is_there
+        arrived: list[bool | None] = [None] * len(pieces)
+        for place, group in self._writer.grouped(keys).items():
+            with suppress(CircuitOpenError):
+                found = self._breaker.call(partial(self._append, pieces, keys, group), place)
+                for position, is_there in zip(group, found, strict=True):
+                    arrived[position] = is_there
+        return arrived
 
-    def _append(self, pieces: Sequence[Piece], keys: Sequence[str], group: list[int], is_there: list[bool]) -> None:
-        """Append the pieces of one server, and note which are there."""
+    def _append(self, pieces: Sequence[Piece], keys: Sequence[str], group: Sequence[int]) -> list[bool | None]:
+        """Append those pieces that one server has."""
 
         def write(client: redis.Redis) -> list[Any]:
             pipeline = client.pipeline(transaction=False)
@@ -98,12 +94,14 @@ class LiveReplies:
                 entry = {"t": piece.token, "o": piece.offset, "x": piece.text}
                 pipeline.xadd(keys[position], cast("Any", entry), nomkstream=not piece.is_first)
                 pipeline.expire(keys[position], LIVE_SECONDS)
-            return pipeline.execute()
+            found = pipeline.execute(raise_on_error=False)[::2]
+            # A server that has some of the streams no more has written the others.
+            if all(isinstance(entry_id, Exception) for entry_id in found):
+                raise found[0]
+            return found
 
-        of_group = [keys[position] for position in group]
-        found = self._breaker.call(lambda: self._writer.run(of_group, write), self._writer.place_of(of_group[0]))
-        for position, entry_id in zip(group, found[::2], strict=True):
-            is_there[position] = entry_id is not None
+        found = self._writer.run([keys[position] for position in group], write)
+        return [None if isinstance(entry_id, Exception) else entry_id is not None for entry_id in found]
 
     def announce_end(self, message_id: UUID) -> None:
         """Tell all who follow a reply, or wait for it, that it has ended. Nothing happens while Redis is away."""

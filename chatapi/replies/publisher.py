@@ -11,7 +11,6 @@ import time
 
 from flask import Flask
 
-from chatapi.breaker import CircuitOpenError
 from chatapi.chatrooms.endings import Lease
 from chatapi.chatrooms.live import LiveReplies, Piece
 from chatapi.replies.storable import storable
@@ -114,13 +113,12 @@ class Publisher:
 
     def _publish(self, texts: list[LiveText]) -> None:
         pieces = [(text, piece) for text in texts for piece in text.unpublished()]
-        delay = PUBLISH_EVERY_SECONDS
-        try:
-            arrived = self._live.append([piece for _, piece in pieces])
-        except CircuitOpenError:
-            arrived, delay = [False] * len(pieces), TRY_AGAIN_SECONDS
-        for text, piece in pieces:
-            # Not for a mere beginning: the first text is published at once.
-            text.due_at = time.monotonic() + delay if piece.text or delay > PUBLISH_EVERY_SECONDS else 0.0
+        arrived = self._live.append([piece for _, piece in pieces])
+        for (text, piece), is_there in zip(pieces, arrived, strict=True):
+            if is_there is None:
+                text.due_at = time.monotonic() + TRY_AGAIN_SECONDS
+            else:
+                # Not for a mere beginning: the first text is published at once.
+                text.due_at = time.monotonic() + PUBLISH_EVERY_SECONDS if piece.text else 0.0
         for text in {text for (text, _), is_there in zip(pieces, arrived, strict=True) if not is_there}:
             text.begin_again()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import closing, contextmanager
 
 import pytest
 import redis
@@ -17,7 +17,7 @@ from tests.support import Account, wait_for
 from tests.system.events import Reader
 from tests.system.prompting import Prompting, assert_all_accepted_and_answered_once
 from tests.system.support import System, finish
-from tests.valkey_many import ValkeyCluster
+from tests.valkey_many import Server, ValkeyCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -73,46 +73,80 @@ def test_every_use_has_its_keys_in_the_cluster(system: System, someone: Account,
     ("has_queue", "is_killed"), [(True, True), (True, False), (False, True)], ids=["killed", "frozen", "another killed"]
 )
 def test_nothing_accepted_is_lost_when_a_master_fails_under_load(
-    system: System, people: list[Account], cluster: ValkeyCluster, has_queue: bool, is_killed: bool
+    system: System, someone: Account, people: list[Account], cluster: ValkeyCluster, has_queue: bool, is_killed: bool
 ) -> None:
     queue = cluster.owner(NAMESPACE)
     masters = [server for server in cluster.servers if server.ask("ROLE")[0] == "master"]
     failing = queue if has_queue else next(server for server in masters if server is not queue)
+    room_id = someone.open_room(title="during")
 
-    with Prompting(people, pause_seconds=0.2) as load, ExitStack() as failure:
+    with Prompting(people, pause_seconds=0.2) as load:
         time.sleep(2)
-        if is_killed:
-            failing.kill()
-        else:
-            failure.enter_context(failing.frozen())
-        time.sleep(8)
-        before = len(load.answers)
-        if is_killed:
-            failing.start()
-        else:
-            failure.close()
+        with away(failing, is_killed=is_killed):
+            time.sleep(5)
+            # Its replica has taken over, and is rung on.
+            assert finish(someone, room_id, someone.prompt(room_id, "during"), 20)["status"] == "completed"
         time.sleep(4)
 
-    assert len(load.answers) > before
     assert_all_accepted_and_answered_once(system, people, load)
+
+
+def test_streams_go_on_at_other_masters_when_one_hangs(
+    system: System, someone: Account, cluster: ValkeyCluster
+) -> None:
+    queue = cluster.owner(NAMESPACE)
+    masters = [server for server in cluster.servers if server.ask("ROLE")[0] == "master"]
+    hanging = next(server for server in masters if server is not queue)
+    rooms = [someone.open_room(title=f"streams {number}") for number in range(12)]
+    replies = [someone.prompt(room, "[[words=200 chunk_ms=100]] slowly") for room in rooms]
+    wait_for(lambda: len(system.asked("slowly")) == len(rooms))
+    with_others = [
+        (room, reply)
+        for room, reply in zip(rooms, replies, strict=True)
+        if cluster.owner(f"chatapi:live:{{{reply}}}") is not hanging
+    ]
+    readers = [Reader(someone, *each) for each in with_others]
+
+    with hanging.frozen(), ThreadPoolExecutor(len(readers)) as pool:
+        for reading in [pool.submit(reader.read_to_end, 60) for reader in readers]:
+            reading.result()
+
+    for (room, reply_id), reader in zip(with_others, readers, strict=True):
+        assert reader.text == someone.read(room, reply_id)["content"]
+        # It came piece by piece, and not at the end.
+        assert sum(event.name == "delta" for event in reader.events) > 10
+    for room, reply_id in zip(rooms, replies, strict=True):
+        assert finish(someone, room, reply_id)["status"] == "completed"
 
 
 def test_workers_are_rung_for_again_after_a_failover(system: System, someone: Account, cluster: ValkeyCluster) -> None:
     room = someone.open_room(title="after")
     finish(someone, room, someone.prompt(room, "before"))
-    old = cluster.owner(NAMESPACE)
-    old.kill()
     nodes = connect(cluster.url, socket_timeout=1, socket_connect_timeout=1)
-    wait_for(lambda: _answers(nodes), every=0.2)
-    time.sleep(8)  # What rests after a failure, and looks for the new master, has done so.
-    system["sweeper"].stop()
+    with away(cluster.owner(NAMESPACE), is_killed=True), closing(nodes):
+        wait_for(lambda: _answers(nodes), every=0.2)
+        time.sleep(8)  # What rests after a failure, and looks for the new master, has done so.
+        system["sweeper"].stop()
+        try:
+            for number in range(10):
+                reply = finish(someone, room, someone.prompt(room, f"after {number}"))
+                assert reply["status"] == "completed"
+        finally:
+            system["sweeper"].start()
 
-    for number in range(10):
-        reply = finish(someone, room, someone.prompt(room, f"after {number}"))
-        assert reply["status"] == "completed"
 
-    system["sweeper"].start()
-    old.start()
+@contextmanager
+def away(server: Server, *, is_killed: bool) -> Iterator[None]:
+    """Have a server dead or frozen within the block."""
+    if not is_killed:
+        with server.frozen():
+            yield
+        return
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start()
 
 
 def _answers(nodes: Nodes) -> bool:
