@@ -124,7 +124,7 @@ def _check_options(scheme: str, options: tuple[tuple[str, str], ...]) -> None:
 
     What else connections of redis-py can be told is for us to say: time-outs, how many there are, what they return.
     """
-    known = {"client_name", *(("db",) if scheme in SCHEMES else ())}
+    known = {"client_name", *(() if scheme in CLUSTER_SCHEMES else ("db",))}
     if scheme in SENTINEL_SCHEMES:
         known |= {"sentinel_username", "sentinel_password"}
     strange = [name for name, _ in options if name not in known and not name.startswith("ssl_")]
