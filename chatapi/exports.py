@@ -13,6 +13,11 @@ from chatapi.errors import RateLimitedError, ServiceUnavailableError
 PIECE_CHARACTERS = 64 * 1024
 
 RETRY_AFTER_SECONDS = 10
+REFUSALS = (
+    RateLimitedError("An export is being written already", retry_after=RETRY_AFTER_SECONDS),
+    ServiceUnavailableError(retry_after=RETRY_AFTER_SECONDS),
+)
+"""What is answered while there is no slot, for the documentation."""
 
 
 class ExportSlots:
@@ -30,7 +35,7 @@ class ExportSlots:
         """
         with self._lock:
             if user_id in self._users:
-                raise RateLimitedError("An export is being written already", retry_after=RETRY_AFTER_SECONDS)
+                raise RateLimitedError(REFUSALS[0].message, retry_after=RETRY_AFTER_SECONDS)
             if len(self._users) >= self._most:
                 raise ServiceUnavailableError(retry_after=RETRY_AFTER_SECONDS)
             self._users.add(user_id)

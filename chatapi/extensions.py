@@ -23,7 +23,7 @@ from sqlalchemy import ColumnElement, CursorResult, MetaData, delete, func, sele
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase
 
-from chatapi.redis_nodes import Routed, connect
+from chatapi.redis_nodes import Nodes, Routed, connect
 from chatapi.schemas import ErrorSchema
 
 T = TypeVar("T")
@@ -76,8 +76,7 @@ class JSONCacheSerializer(BaseSerializer):
 class NodesCache(RedisCache):
     """Flask-Caching's Redis, in any of the places that a Redis URL may name. One key at a time."""
 
-    place_of: Callable[[str], str]
-    """Says where the server is that has a key."""
+    nodes: Nodes
 
     @classmethod
     def factory(cls, _app: Flask, config: dict[str, Any], args: list[Any], kwargs: dict[str, Any]) -> NodesCache:
@@ -85,8 +84,12 @@ class NodesCache(RedisCache):
         nodes = connect(config["CACHE_REDIS_URL"], **config["CACHE_OPTIONS"])
         kwargs.update(host=Routed(nodes), key_prefix=config["CACHE_KEY_PREFIX"])
         made = cls(*args, **kwargs)
-        made.place_of = lambda key: nodes.place_of(config["CACHE_KEY_PREFIX"] + key)
+        made.nodes = nodes
         return made
+
+    def place_of(self, key: str) -> str:
+        """Return where the server is that has a key."""
+        return self.nodes.place_of(f"{self._get_prefix()}{key}")
 
 
 class EnvelopeApi(Api):  # type: ignore[misc]

@@ -22,7 +22,8 @@ from chatapi.chatrooms.schemas import (
     MessageSchema,
     UpdateChatroomSchema,
 )
-from chatapi.errors import NotFoundError, RateLimitedError, ServiceUnavailableError
+from chatapi.errors import NotFoundError
+from chatapi.exports import REFUSALS as EXPORT_REFUSALS
 from chatapi.exports import send_export
 from chatapi.extensions import in_transaction
 from chatapi.openapi import LOCATION_HEADER
@@ -91,8 +92,7 @@ def read_chatroom(query: dict[str, Any], chatroom_id: str) -> dict[str, Any]:
 @blueprint.alt_response(200, schema={"type": "string"}, content_type="text/markdown", success=True)
 @blueprint.problems(
     NO_CHATROOM,
-    RateLimitedError("An export is being written already", retry_after=10),
-    ServiceUnavailableError(retry_after=10),
+    *EXPORT_REFUSALS,
 )
 def export_chatroom(query: dict[str, Any], chatroom_id: str) -> Response:
     """Export a chatroom with all its messages

@@ -8,7 +8,7 @@ from flask import Response
 
 from chatapi.auth.routes import user_fields
 from chatapi.auth.tokens import current_user
-from chatapi.errors import RateLimitedError, ServiceUnavailableError
+from chatapi.exports import REFUSALS as EXPORT_REFUSALS
 from chatapi.exports import send_export
 from chatapi.extensions import in_transaction
 from chatapi.parsing import ApiBlueprint
@@ -57,9 +57,7 @@ def erase_me() -> None:
 
 @blueprint.get("/me/export")
 @blueprint.response(200, ExportSchema)
-@blueprint.problems(
-    RateLimitedError("An export is being written already", retry_after=10), ServiceUnavailableError(retry_after=10)
-)
+@blueprint.problems(*EXPORT_REFUSALS)
 def export_me() -> Response:
     """Export everything that is held about the caller
 
