@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.auth.support import Gateway, running_gateway
 from tests.support import Account
 from tests.system.support import System
 
@@ -36,3 +37,12 @@ def someone(system: System, sign_in: Callable[..., Account]) -> Account:
 def people(system: System, sign_in: Callable[..., Account]) -> list[Account]:
     """Six of them."""
     return [sign_in(via=system.client) for _ in range(6)]
+
+
+@pytest.fixture
+def gateway(system: System) -> Iterator[Gateway]:
+    """An SMS gateway that the system delivers its codes by."""
+    with running_gateway() as gateway:
+        secret = "whsec_" + "c2VjcmV0" * 6
+        system.use({"OTP_DELIVERY": "webhook", "OTP_WEBHOOK_URL": gateway.url, "OTP_WEBHOOK_SECRET": secret})
+        yield gateway

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
 import redis
 
-from tests.auth.support import Gateway, running_gateway
+from tests.auth.support import Gateway
 from tests.support import Account, wait_for
 from tests.system.support import System, finish, is_title, send
 
@@ -151,15 +151,6 @@ def test_payment_is_followed_from_the_request_to_stripe_and_from_stripe_to_billi
     assert named_in(lines(system, "billing", event), row.request_id)
     told_by = {found.request_id for found in system.rows("SELECT request_id FROM stripe_events")}
     assert {each.headers.get("x-request-id") for each in stripe.requests} <= told_by - {None}
-
-
-@pytest.fixture
-def gateway(system: System) -> Iterator[Gateway]:
-    """An SMS gateway that the system delivers its codes by."""
-    with running_gateway() as gateway:
-        secret = "whsec_" + "c2VjcmV0" * 6
-        system.use({"OTP_DELIVERY": "webhook", "OTP_WEBHOOK_URL": gateway.url, "OTP_WEBHOOK_SECRET": secret})
-        yield gateway
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 from chatapi.dev.gemini_standin import RecordedRequest
 from chatapi.dev.processes import Child
 from chatapi.dev.stripe.faults import Fault
-from tests.auth.support import Gateway, running_gateway
+from tests.auth.support import Gateway
 from tests.subscriptions.support import tier_of
 from tests.support import Account, wait_for
 from tests.system.events import Reader
@@ -29,15 +29,6 @@ ROUND_SECONDS = 4.0
 REPLY_WITHIN_SECONDS = 90
 UNHURRIED = "[[latency_ms=1500 words=60 chunk_ms=120]]"
 """Some three seconds from the prompt to the end."""
-
-
-@pytest.fixture
-def gateway(system: System) -> Iterator[Gateway]:
-    """An SMS gateway that the system delivers its codes by."""
-    with running_gateway() as gateway:
-        secret = "whsec_" + "c2VjcmV0" * 6
-        system.use({"OTP_DELIVERY": "webhook", "OTP_WEBHOOK_URL": gateway.url, "OTP_WEBHOOK_SECRET": secret})
-        yield gateway
 
 
 class Fleet:

@@ -12,7 +12,7 @@ import redis
 import requests
 
 from chatapi.dev.stripe.faults import Fault
-from tests.auth.support import Gateway, running_gateway
+from tests.auth.support import Gateway
 from tests.subscriptions.support import sign
 from tests.support import wait_for
 from tests.system.support import System
@@ -20,14 +20,11 @@ from tests.system.support import System
 EVENTS = 40
 
 
-@pytest.fixture
-def gateway(system: System) -> Iterator[Gateway]:
-    """An SMS gateway that the system delivers its codes by; Stripe's events are forgotten afterwards."""
-    with running_gateway() as gateway:
-        secret = "whsec_" + "c2VjcmV0" * 6
-        system.use({"OTP_DELIVERY": "webhook", "OTP_WEBHOOK_URL": gateway.url, "OTP_WEBHOOK_SECRET": secret})
-        yield gateway
-        system.rows("DELETE FROM stripe_events WHERE due_at IS NOT NULL RETURNING id")
+@pytest.fixture(autouse=True)
+def no_events(system: System) -> Iterator[None]:
+    """Stripe's events are forgotten afterwards."""
+    yield
+    system.rows("DELETE FROM stripe_events WHERE due_at IS NOT NULL RETURNING id")
 
 
 def tell(system: System) -> None:
