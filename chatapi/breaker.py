@@ -76,11 +76,12 @@ class RedisBreaker:
         self._say(error, place)
 
     def _say(self, error: Exception, place: str) -> None:
-        """Log and count that a use has failed, once for as long as a rest: of many threads only the first does."""
+        """Log and count that a use has failed, once in as long as a rest: of many threads only the first does."""
         now = time.monotonic()
         with self._lock:
             is_said = now < self._said_until.get(place, 0.0)
-            self._said_until[place] = now + self._rest_seconds
+            if not is_said:
+                self._said_until[place] = now + self._rest_seconds
         if not is_said:
             log.warning("redis_unavailable", use=self._name, server=place, reason=type(error).__name__)
             metrics.redis_failed(self._name)

@@ -211,13 +211,23 @@ def check_eviction_policy(app: Flask) -> str | None:
     """
     nodes = connect(app.config["REDIS_URL"], **REDIS_OPTIONS)
     try:
-        policies = nodes.each(lambda client: client.info("memory").get("maxmemory_policy", "noeviction"))
+        policies = nodes.each(_policy_of)
     except (redis.RedisError, OSError) as error:
         log.warning("redis_policy_unknown", reason=kind_of(error))
         return None
     finally:
         nodes.close()
-    evicts = next((policy for policy in policies if policy != "noeviction"), None)
+    evicts = next((policy for policy in policies if policy not in {None, "noeviction"}), None)
     if evicts is None:
         return None
     return f"REDIS_URL names a Redis with maxmemory-policy {evicts}, which drops queued work; set it to noeviction."
+
+
+def _policy_of(client: redis.Redis) -> str | None:
+    """Return what a server does when it is full; None if it cannot be asked, whatever the others say."""
+    try:
+        memory: dict[str, str] = client.info("memory")
+        return memory.get("maxmemory_policy")
+    except (redis.RedisError, OSError) as error:
+        log.warning("redis_policy_unknown", reason=kind_of(error))
+        return None

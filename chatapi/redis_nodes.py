@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import redis
@@ -47,7 +48,10 @@ class Nodes(ABC):
 
     @abstractmethod
     def grouped(self, keys: Sequence[str]) -> dict[str, list[int]]:
-        """Return the positions of `keys` by the place of the server that has them, as `place_of` says it."""
+        """Return the positions of `keys` by the place of the server that has them, as `place_of` says it.
+
+        Waits as long as connecting may take while nothing is known of them.
+        """
 
     @abstractmethod
     def each(self, work: Callable[[redis.Redis], T]) -> list[T]:
@@ -150,6 +154,8 @@ class Cluster(Nodes):
         return self._address.servers if node is None else bracketed(*node)
 
     def grouped(self, keys: Sequence[str]) -> dict[str, list[int]]:
+        with suppress(redis.RedisError):
+            self._slots.wait(self._patience)
         groups: dict[str, list[int]] = {}
         for position, key in enumerate(keys):
             groups.setdefault(self.place_of(key), []).append(position)
@@ -172,7 +178,8 @@ class Cluster(Nodes):
         with self._lock:
             if node not in self._clients:
                 for gone in self._clients.keys() - self._slots.last_masters():
-                    self._clients.pop(gone).close()
+                    # Who waits for an answer there comes to the end of the time-out, or of the connection.
+                    self._clients.pop(gone).connection_pool.disconnect(inuse_connections=False)
                 self._clients[node] = redis.Redis.from_url(self._address.url_of(*node), **self._options)
             return self._clients[node]
 

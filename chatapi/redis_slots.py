@@ -5,7 +5,6 @@ Asking within a use would make that wait for one node after the other ([redis_no
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -52,7 +51,11 @@ class Slots:
         self._is_known = threading.Event()
         self._is_suspect = threading.Event()
         self._alert_until = 0.0
-        self._learner_pid = 0
+        self._learner: threading.Thread | None = None
+
+    def wait(self, patience: float) -> None:
+        """Wait until anything is known. Raises `redis.ConnectionError` after `patience` seconds."""
+        self._known(patience)
 
     def owner(self, slot: int, patience: float) -> Node:
         """Return who has a slot; wait for that for `patience` seconds. Raises `redis.ConnectionError`."""
@@ -80,7 +83,7 @@ class Slots:
         node = (asked[0] if error.host in UNNAMED else error.host, error.port)
         with self._lock:
             self._owners[error.slot_id % REDIS_CLUSTER_HASH_SLOTS] = node
-        self._is_suspect.set()
+        self._suspect()
         return node
 
     @contextmanager
@@ -89,27 +92,34 @@ class Slots:
         try:
             yield
         except (redis.ConnectionError, redis.TimeoutError, ClusterDownError, AskError, TryAgainError, OSError):
-            self._alert_until = time.monotonic() + ALERT_SECONDS
-            self._is_suspect.set()
+            self._suspect()
             raise
 
+    def _suspect(self) -> None:
+        self._alert_until = time.monotonic() + ALERT_SECONDS
+        self._is_suspect.set()
+
     def _known(self, patience: float) -> list[Node | None]:
-        if self._learner_pid != os.getpid():
+        if not self._is_learning():
             self._begin_to_learn()
         if not self._is_known.wait(patience):
             raise _refusal(self._fault)
         return self._owners
 
+    def _is_learning(self) -> bool:
+        """Return whether the thread lives, which it does not after a fork."""
+        return self._learner is not None and self._learner.is_alive()
+
     def _begin_to_learn(self) -> None:
-        """Start the thread, of which a fork leaves nothing behind."""
         with self._lock:
-            if self._learner_pid == os.getpid():
+            if self._is_learning():
                 return
+            learner = threading.Thread(target=self._learn_for_ever, name="redis-slots", daemon=True)
             try:
-                threading.Thread(target=self._learn_for_ever, name="redis-slots", daemon=True).start()
+                learner.start()
             except RuntimeError as error:  # There are too many threads.
                 raise redis.ConnectionError(str(error)) from error
-            self._learner_pid = os.getpid()
+            self._learner = learner
 
     def _learn_for_ever(self) -> None:
         is_known = True
@@ -118,10 +128,8 @@ class Slots:
             owners = self._learn()
             if owners is not None:
                 with self._lock:
-                    has_changed, self._owners = owners != self._owners, owners
+                    self._owners = owners
                 self._is_known.set()
-                if has_changed:
-                    self._alert_until = 0.0
             elif is_known:
                 log.warning("redis_cluster_unknown", server=self._address.place, reason=type(self._fault).__name__)
             is_known = owners is not None
@@ -145,8 +153,9 @@ class Slots:
                 self._fault = error
                 continue
             if is_sound:
+                self._fault = None
                 return owners
-            outdated = owners
+            self._fault, outdated = redis.ConnectionError("The node is out of touch with the cluster"), owners
         return None if self._is_known.is_set() else outdated
 
     def _ask(self, node: Node) -> tuple[bool, list[Node | None]]:
@@ -184,4 +193,6 @@ _slots_lock = threading.Lock()
 def slots_of(url: str, address: RedisAddress) -> Slots:
     """Return what all of this process's uses of a cluster share."""
     with _slots_lock:
-        return _slots.setdefault(url, Slots(address))
+        if url not in _slots:
+            _slots[url] = Slots(address)
+        return _slots[url]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from redis.exceptions import AskError
 from sqlalchemy import text
 
 from chatapi import metrics
@@ -189,6 +190,22 @@ def test_redis_that_fails_is_counted_once_until_it_is_asked_again(metered: Flask
             breaker.call(fail, "here")
 
     assert rise("chatapi_redis_failures_total", use="cache") == 1
+
+
+def test_redis_that_goes_on_refusing_one_slot_is_counted_again_after_a_while(metered: FlaskClient) -> None:
+    rise, breaker = Rise(metered), RedisBreaker("cache", rest_seconds=0.4)
+
+    def fail() -> None:
+        raise AskError("1 here:1")
+
+    ends_at = time.monotonic() + 1.0
+    while time.monotonic() < ends_at:
+        with pytest.raises(CircuitOpenError) as caught:
+            breaker.call(fail, "a slot")
+        assert isinstance(caught.value.__cause__, AskError)  # It was tried each time.
+        time.sleep(0.02)
+
+    assert 2 <= rise("chatapi_redis_failures_total", use="cache") <= 3
 
 
 def test_connections_are_counted_while_they_are_in_use(metered_app: Flask, metered: FlaskClient) -> None:

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from dramatiq.errors import ConnectionClosed
 from flask import Flask
 
 from chatapi.bell import NAMESPACE
-from chatapi.broker import QueueBroker
-from chatapi.chatrooms.live import LiveReplies, Piece
+from chatapi.breaker import CircuitOpenError
+from chatapi.broker import QueueBroker, check_eviction_policy
+from chatapi.chatrooms.live import BEGINNING, MOST_WAIT_SECONDS, LiveReplies, Piece
 from chatapi.doctor.redis_probe import probe
 from chatapi.limits import KEY_PREFIX, RequestCounts
 from chatapi.redis_nodes import Bound, Nodes, Routed, connect
@@ -88,15 +90,10 @@ def test_slot_that_moved_is_followed(nodes: Nodes, cluster: ValkeyCluster) -> No
     key = "chatapi:test:{moving}"
     increment(nodes, key)
     old = cluster.owner(key)
-    new = next(server for server in cluster.servers[:3] if server is not old)
-    slot, old_id, new_id = new.ask("CLUSTER", "KEYSLOT", key), old.ask("CLUSTER", "MYID"), new.ask("CLUSTER", "MYID")
-    old.ask("DEL", key)
-    new.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", old_id)
-    old.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", new_id)
-    for server in (new, old):
-        server.ask("CLUSTER", "SETSLOT", slot, "NODE", new_id)
+    new = next(server for server in cluster.masters() if server is not old)
+    cluster.move_slot(key, new)
 
-    assert [increment(nodes, key) for _ in range(3)] == [1, 2, 3]
+    assert [increment(nodes, key) for _ in range(3)] == [2, 3, 4]
     assert cluster.owner(key) is new
 
 
@@ -177,6 +174,22 @@ def test_users_of_other_servers_are_counted_on_when_one_hangs(cluster: ValkeyClu
     assert [counts.add(name, 60, 0)[0] for name in with_others] == [2] * len(with_others)
 
 
+def test_start_is_refused_for_a_node_that_evicts_though_another_hangs(
+    cluster: ValkeyCluster, make_app: Callable[..., Flask]
+) -> None:
+    app = make_app(REDIS_URL=cluster.url)
+    hanging = master_without_queue(cluster)
+    evicting = next(server for server in cluster.masters() if server not in {hanging, cluster.owner(NAMESPACE)})
+    evicting.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+
+    try:
+        with hanging.frozen():
+            assert "allkeys-lru" in (check_eviction_policy(app) or "")
+    finally:
+        evicting.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    assert check_eviction_policy(app) is None
+
+
 def test_readiness_says_so_when_the_queue_is_being_moved(
     cluster: ValkeyCluster, make_app: Callable[..., Flask]
 ) -> None:
@@ -207,6 +220,7 @@ def test_messages_are_acknowledged_after_a_move_of_the_queue(cluster: ValkeyClus
         with pytest.raises(ConnectionClosed):
             next(consumer)
 
+    cluster.move_slot(NAMESPACE, master_without_queue(cluster))
     consumer.ack(taken)
 
     assert cluster.owner(NAMESPACE).ask("HLEN", f"{NAMESPACE}:moved.msgs") == 0
@@ -215,8 +229,8 @@ def test_messages_are_acknowledged_after_a_move_of_the_queue(cluster: ValkeyClus
 
 def master_without_queue(cluster: ValkeyCluster) -> Server:
     """Return a master that has not got the queue."""
-    masters = [server for server in cluster.servers if server.ask("ROLE")[0] == "master"]
-    return next(server for server in masters if server is not cluster.owner(NAMESPACE))
+    queue = cluster.owner(NAMESPACE)
+    return next(server for server in cluster.masters() if server is not queue)
 
 
 @contextmanager
@@ -250,6 +264,23 @@ def test_replica_is_found_when_a_master_is_away(nodes: Nodes, cluster: ValkeyClu
 
     wait_for(cluster.is_whole)
     assert all(increment(nodes, each) for each in (key, *COUNTERS))
+
+
+@pytest.mark.slow
+def test_those_who_wait_at_a_master_that_hangs_are_told_when_its_replica_has_taken_over(cluster: ValkeyCluster) -> None:
+    wait_for(cluster.is_whole)
+    live, hanging = LiveReplies(cluster.url, most_readers=8), master_without_queue(cluster)
+    there = (Piece(uuid4(), 1, 0, "text", is_first=True) for _ in range(100))
+    piece = next(each for each in there if cluster.owner(f"chatapi:live:{{{each.message_id}}}") is hanging)
+
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(live.read, piece.message_id, BEGINNING, MOST_WAIT_SECONDS) for _ in range(4)]
+        with hanging.frozen():
+            wait_for(lambda: live.append([piece]) == [True], seconds=15)
+            # The client of the new master is made, and that of the old one let go.
+            assert [written.text for written in live.read(piece.message_id, BEGINNING, MOST_WAIT_SECONDS)] == ["text"]
+            assert [type(each.exception()) for each in waiting] == [CircuitOpenError] * len(waiting)
+    wait_for(cluster.is_whole)
 
 
 @pytest.mark.slow

@@ -130,6 +130,31 @@ class ValkeyCluster:
         states = [server.ask("CLUSTER INFO")["cluster_state"] for server in self.servers]
         return len(fed) == len(linked) == MASTERS and set(states) == {"ok"}
 
+    def masters(self) -> list[Server]:
+        return [server for server in self.servers if server.ask("ROLE")[0] == "master"]
+
+    def move_slot(self, key: str, to: Server) -> None:
+        """Give a key's slot to another master, with all keys in it."""
+        old = self.owner(key)
+        slot, old_id, new_id = to.ask("CLUSTER", "KEYSLOT", key), old.ask("CLUSTER", "MYID"), to.ask("CLUSTER", "MYID")
+        to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", old_id)
+        old.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", new_id)
+        if keys := old.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000):
+            old.ask("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
+        for server in (to, old):
+            server.ask("CLUSTER", "SETSLOT", slot, "NODE", new_id)
+
+    @contextmanager
+    def without_failover(self) -> Iterator[None]:
+        """Have no replica take over within the block, and the other masters go on meanwhile."""
+        for server in self.servers:
+            server.ask("CONFIG", "SET", "cluster-replica-no-failover", "yes", "cluster-require-full-coverage", "no")
+        try:
+            yield
+        finally:
+            for server in self.servers:
+                server.ask("CONFIG", "SET", "cluster-replica-no-failover", "no", "cluster-require-full-coverage", "yes")
+
     def owner(self, key: str) -> Server:
         """Return which server has a key now, as one says that is running."""
         asked = next(server for server in self.servers if server.child.is_running())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 
+import structlog
 from flask import Flask
 
 from chatapi.chatrooms.endings import Lease
@@ -18,6 +19,8 @@ from chatapi.replies.storable import storable
 PUBLISH_EVERY_SECONDS = 0.1
 """How often more of one reply is published; a reader's eye does not need more."""
 TRY_AGAIN_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
 
 
 class LiveText:
@@ -98,7 +101,15 @@ class Publisher:
 
     def _run(self) -> None:
         while True:
-            self._publish(self._take_due())
+            texts = self._take_due()
+            try:
+                self._publish(texts)
+            except Exception:
+                # Without this thread no reply of the process would be streamed any more.
+                log.exception("publishing_failed")
+                for text in texts:
+                    text.due_at = time.monotonic() + TRY_AGAIN_SECONDS
+                    text.begin_again()
 
     def _take_due(self) -> list[LiveText]:
         """Wait until something is due, and take it."""

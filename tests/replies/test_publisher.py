@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -123,6 +123,20 @@ def test_whole_text_is_published_again_when_the_stream_was_lost(
     assert (beginning.offset, beginning.text) == (0, "")
     assert rest[0].offset == 0
     assert {entry.token for entry in (beginning, *rest)} == {lease.token}
+
+
+def test_publishing_goes_on_after_a_failure_that_nobody_foresaw(
+    publisher: Publisher, live: LiveReplies, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_pieces: Sequence[Piece]) -> list[bool | None]:
+        monkeypatch.undo()
+        raise ValueError
+
+    monkeypatch.setattr(live, "append", fail)
+
+    publisher.begin(lease).add("whole")
+
+    wait_for(lambda: joined(live.read(lease.message_id, BEGINNING)) == "whole", 5)
 
 
 def test_stream_that_another_attempt_began_is_gone_on_with(
