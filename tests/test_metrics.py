@@ -28,6 +28,7 @@ from chatapi.replies.jobs import schedule_retry, take_lease
 from config import ROOT
 from tests.subscriptions.support import Billing
 from tests.support import Account, Services, wait_for
+from tests.system.freezing import children_of
 
 TOKEN = "scrapes-only-9f1c2b7d"
 
@@ -287,11 +288,6 @@ def test_metrics_answer_within_seconds_when_postgresql_hangs(metered_app: Flask,
 def lease_of(app: Flask, reply_id: str) -> Any:
     with app.app_context():
         return in_transaction(lambda: take_lease(UUID(reply_id)))
-
-
-def children_of(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
-    return [int(word) for word in listed.stdout.split()]
 
 
 COUNT = "from chatapi import metrics; metrics.accepted(); metrics.stream_opened()"

@@ -48,6 +48,15 @@ def free_port() -> int:
     raise StartError("No TCP port between 20000 and 32000 is free on 127.0.0.1; end some of the servers there.")
 
 
+def takes_connections(url: str) -> bool:
+    """Return whether a PostgreSQL lets us in."""
+    try:
+        psycopg2.connect(url, connect_timeout=2).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
 class EmbeddedPostgres:
     """PostgreSQL 18 in `data_dir`, reached by a socket that only its owner (and root) can open."""
 
@@ -109,11 +118,7 @@ class EmbeddedPostgres:
         )
 
     def is_ready(self) -> bool:
-        try:
-            psycopg2.connect(self.url, connect_timeout=2).close()
-        except psycopg2.OperationalError:
-            return False
-        return True
+        return takes_connections(self.url)
 
     def wait_ready(self, timeout: float = 30.0) -> bool:
         """Return whether the server answers within `timeout` seconds."""

@@ -2,8 +2,7 @@
 """Whether a container is well: `python deploy/docker/health.py` ends with 0 if so, else with 1.
 
 The web is asked for `/health/live`. The other processes listen nowhere: a worker that breaks ends, and the container
-with it, so that being there is what can be asked of them. Which one it is says the command line of process 1, or of
-the one named as the only argument.
+with it, so that being there is what can be asked of them. Which one it is says the command line of process 1.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from pathlib import Path
 TIMEOUT_SECONDS = 3
 
 
-def is_web(pid: str) -> bool:
-    """Tell whether a process is gunicorn."""
-    words = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
+def is_web() -> bool:
+    """Tell whether process 1 is gunicorn."""
+    words = Path("/proc/1/cmdline").read_bytes().split(b"\0")
     return any(Path(os.fsdecode(word)).name == "gunicorn" for word in words)
 
 
@@ -39,8 +38,7 @@ def answers(port: int) -> bool:
 
 def main() -> int:
     """Return the exit status."""
-    pid = sys.argv[1] if len(sys.argv) > 1 else "1"
-    return 0 if not is_web(pid) or answers(int(os.environ.get("PORT") or 5000)) else 1
+    return 0 if not is_web() or answers(int(os.environ.get("PORT") or 5000)) else 1
 
 
 if __name__ == "__main__":

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psycopg2
@@ -17,6 +14,7 @@ from chatapi.dev.embedded import POSTGRES_PORT, free_port
 from config import ROOT
 from tests.containers.builder import Builder, Stage
 from tests.support import Services
+from tests.system.proxy import Proxy
 
 DATABASE = "image"
 
@@ -43,12 +41,12 @@ def environ() -> Iterator[dict[str, str]]:
         cursor.execute(f"CREATE DATABASE {DATABASE}")
     connection.close()
     # Another root cannot see this one's sockets.
-    port = relay_to(f"{services.postgres.socket_dir}/.s.PGSQL.{POSTGRES_PORT}")
+    relay = Proxy([services.postgres.socket_dir / f".s.PGSQL.{POSTGRES_PORT}"])
     yield {
         "HOST": "127.0.0.1",
         "PORT": str(free_port()),
         "WEB_CONCURRENCY": "1",
-        "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{port}/{DATABASE}",
+        "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{relay.port}/{DATABASE}",
         "REDIS_URL": services.valkey.url,
         "JWT_SECRET": secrets.token_urlsafe(48),
         "GEMINI_API_KEY": "the stand-in takes any",
@@ -57,32 +55,5 @@ def environ() -> Iterator[dict[str, str]]:
         "OTP_WEBHOOK_URL": "http://127.0.0.1:9/never-asked",
         "OTP_WEBHOOK_SECRET": "only these tests know it, 0123456789",
     }
+    relay.close()
     services.stop()
-
-
-def relay_to(path: str) -> int:
-    """Return a port of 127.0.0.1 whose connections lead to a socket in the file system."""
-    server = socket.create_server(("127.0.0.1", 0), backlog=100)
-
-    def pump(source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        with suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-
-    def relay(client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX) as inner:
-            inner.connect(path)
-            back = threading.Thread(target=pump, args=(inner, client), daemon=True)
-            back.start()
-            pump(client, inner)
-            back.join()
-
-    def accept() -> None:
-        while True:
-            client, _ = server.accept()
-            threading.Thread(target=relay, args=(client,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    return int(server.getsockname()[1])

@@ -21,15 +21,14 @@ import requests
 
 from config import ROOT
 from tests.containers.builder import Stage, instructions, sent_to_builder
+from tests.containers.test_files import PROCFILE, grace_seconds
 from tests.support import wait_for
+from tests.system.freezing import children_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 WRITABLE = ("/tmp", "/var/lib/chatapi/metrics")  # noqa: S108 - of the image
 METRICS = {"PROMETHEUS_MULTIPROC_DIR": "/var/lib/chatapi/metrics"}
-PROCESSES = {line.partition(": ")[0]: 25 for line in (ROOT / "Procfile").read_text().splitlines()} | {"web": 15}
-"""How many seconds each has for its end, less than what compose.yaml gives it."""
-
 NOT_IN_AN_IMAGE = ("cc", "gcc", "g++", "make", "ld", "git", "pip", "pip3", "pytest", "ruff", "mypy", "uv", "psql")
 
 
@@ -65,10 +64,11 @@ class Container:
 
 @contextmanager
 def container(image: Stage, name: str, environ: dict[str, str], folder: Path) -> Iterator[Container]:
-    """Run the image with this one word within the block."""
+    """Run the image with this one word within the block; as it comes, if that is `web`."""
     env = {**environ, **METRICS}
     output = folder / f"{name}.log"
-    command = image.command([*image.entrypoint, name], env=env, writable=WRITABLE)
+    words = image.cmd if name == "web" else [name]
+    command = image.command([*image.entrypoint, *words], env=env, writable=WRITABLE)
     with output.open("wb") as log:
         starter = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     pid = None
@@ -85,14 +85,6 @@ def container(image: Stage, name: str, environ: dict[str, str], folder: Path) ->
         if pid and starter.poll() is None:
             os.kill(pid, signal.SIGKILL)
         starter.wait(10)
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the processes that a process has started, by their numbers on this host."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
 
 
 def is_up(running: Container, name: str) -> bool:
@@ -118,7 +110,7 @@ def migrated(image: Stage, environ: dict[str, str]) -> dict[str, str]:
     return environ
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", PROCFILE)
 def test_process_is_number_one_without_rights_and_ends_in_order_on_sigterm(
     image: Stage, migrated: dict[str, str], tmp_path: Path, name: str
 ) -> None:
@@ -133,7 +125,7 @@ def test_process_is_number_one_without_rights_and_ends_in_order_on_sigterm(
         status, seconds = running.stop()
 
     assert status == 0, running.output.read_text()[-3000:]
-    assert seconds < PROCESSES[name]
+    assert seconds < grace_seconds(name)
 
 
 def test_prompt_is_answered_by_processes_of_the_image(image: Stage, migrated: dict[str, str], tmp_path: Path) -> None:
@@ -171,7 +163,7 @@ def test_health_check_fails_for_a_web_that_does_not_answer(
 
 
 def test_refused_settings_end_the_container_with_the_reasons(image: Stage) -> None:
-    for name in PROCESSES:
+    for name in PROCFILE:
         done = image.run([*image.entrypoint, name], writable=WRITABLE)
         assert done.returncode != 0, name
         assert "JWT_SECRET is not set." in done.stdout + done.stderr, name

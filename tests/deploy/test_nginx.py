@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import pytest
 import requests
 
 from chatapi.dev.embedded import free_port
+from chatapi.errors import ServiceUnavailableError, http_error
+from chatapi.headers import SECURITY_HEADERS
 from chatapi.parsing import MAX_BODY_BYTES, MAX_WEBHOOK_BYTES
 from config import ROOT
 from tests.support import Account, wait_for
@@ -32,6 +35,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 SETTINGS = {"TRUSTED_PROXIES": "1", "HOST": "127.0.0.1"}
 SHIPPED = ROOT / "deploy" / "nginx"
 CONNECTIONS_OF_AN_ADDRESS = 256
+OF_HTTP = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+)
+SENTENCES = {error.status: error.message for error in (ServiceUnavailableError(), *map(http_error, OF_HTTP))}
+"""What the service says, of what nginx may say in its place."""
 HALF_SENT = (b"", b"GET /user/me HT", b"GET /user/me HTTP/1.1\r\nX-Drip: ", HEAD + b"Content-Length: 500\r\n\r\n{")
 
 
@@ -129,9 +140,12 @@ def refusal(answer: requests.Response) -> tuple[int, str]:
     body = answer.json()
     assert set(body) == {"code", "status", "error", "message"}
     assert body["code"] == answer.status_code
+    assert body["status"] == HTTPStatus(answer.status_code).phrase
+    assert body["message"] == SENTENCES.get(answer.status_code, body["message"])
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers["X-Request-ID"]
     assert answer.headers["Cache-Control"] == "no-store"
+    assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
     return answer.status_code, body["error"]
 
 
@@ -156,6 +170,19 @@ def test_requests_and_errors_of_the_service_pass_as_they_are(nginx: Nginx, syste
         for name in ("X-Frame-Options", "X-Request-ID", "Cache-Control", "Strict-Transport-Security"):
             assert "," not in passed.headers[name], name
     assert nginx.log() == []
+
+
+def test_files_fit_into_another_nginx(make_nginx: Callable[[int], Nginx]) -> None:
+    made = make_nginx(free_port())
+    (made.folder / "conf" / "nginx.conf").write_text(
+        f"pid {made.folder / 'tmp' / 'pid'}; events {{}} http {{ include upstream.conf; include http.conf; "
+        f"server {{ listen 127.0.0.1:{made.port}; include site.conf; }} }}"
+    )
+
+    made.start()
+
+    refused = requests.get(f"http://127.0.0.1:{made.port}/user/me", timeout=10)
+    assert refusal(refused) == (503, "service_unavailable")
 
 
 def test_stream_comes_piece_by_piece(nginx: Nginx, through: Account) -> None:

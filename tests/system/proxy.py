@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 
 class Proxy:
-    """Makes one connection for each that it gets, to the instances in turns."""
+    """Makes one connection for each that it gets, to the instances in turns: ports here, or sockets in files."""
 
-    def __init__(self, ports: list[int]) -> None:
-        self._ports = ports
+    def __init__(self, places: Sequence[int | Path]) -> None:
+        self._places = places
         self._turns = itertools.count()
         self._server = socket.create_server(("127.0.0.1", 0), backlog=200)
         self.port = int(self._server.getsockname()[1])
@@ -42,11 +44,19 @@ class Proxy:
 
     def _connect(self) -> socket.socket | None:
         turn = next(self._turns)
-        for more in range(len(self._ports)):
+        for more in range(len(self._places)):
             # Reset: its listener was closed while this connection waited there, so nothing was sent yet.
             with suppress(ConnectionRefusedError, ConnectionResetError):
-                return socket.create_connection(("127.0.0.1", self._ports[(turn + more) % len(self._ports)]))
+                return _connect_to(self._places[(turn + more) % len(self._places)])
         return None
+
+
+def _connect_to(place: int | Path) -> socket.socket:
+    if isinstance(place, int):
+        return socket.create_connection(("127.0.0.1", place))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(place))
+    return connection
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
