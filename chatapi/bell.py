@@ -7,21 +7,23 @@ waiting consumer. A token means no more than "look now". Lost ones cost a second
 
 from __future__ import annotations
 
+import secrets
 import threading
 from typing import Any
 
 import redis
 from dramatiq.brokers.redis import _RedisConsumer
 from dramatiq.errors import ConnectionClosed
-from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
+from redis.exceptions import ClusterDownError
+
+from chatapi.redis_slots import OF_ONE_SLOT
 
 NAMESPACE = "{dramatiq}"
 """In braces, so that all keys of the queue share one slot of a Redis Cluster."""
 
-LOST = (
-    redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError,
-    AskError, ClusterDownError, MovedError, TryAgainError,
-)  # fmt: skip
+PROBE_PREFIX = f"chatapi:probe:{NAMESPACE}:"
+
+LOST = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, ClusterDownError, *OF_ONE_SLOT)
 """No answer, or one by a server that has the queue no more, or not quite yet."""
 
 TOKENS = 16
@@ -46,6 +48,15 @@ KEYS and ARGV are those that the head of that script documents.
 def bell_of(namespace: str, queue_name: str) -> str:
     """Return the key of a queue's bell. The namespace's braces keep it in the queue's slot of a Redis Cluster."""
     return f"{namespace}:bell:{queue_name}"
+
+
+def probe_key() -> str:
+    """Return a new key in the queue's slot, to be written there to see whether what is rung would be taken.
+
+    A server may answer and not take it: one that is full or is loading, a replica, a node whose slots are being moved
+    (which serves the keys that it has).
+    """
+    return f"{PROBE_PREFIX}{secrets.token_hex(8)}"
 
 
 class BellConsumer(_RedisConsumer):

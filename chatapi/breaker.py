@@ -8,19 +8,17 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
-from redis.exceptions import AskError, MovedError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from chatapi import metrics
+from chatapi.redis_slots import OF_ONE_SLOT
 
 T = TypeVar("T")
 
 SILENCE_SECONDS = 1.0
 """For how long a server that one use found away is left alone by all: a request has several uses, and pays for one."""
-
-OF_ONE_SLOT = (AskError, MovedError, TryAgainError)
-"""What a node of a cluster says that is well, and has a key no more, or not yet: no reason to leave it alone."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,8 +54,8 @@ class RedisBreaker:
             raise CircuitOpenError(self._name)
         try:
             return work()
-        except OF_ONE_SLOT as error:
-            self._say(error, place)
+        except OF_ONE_SLOT as error:  # No reason to leave the node alone.
+            self.say(error, place)
             raise CircuitOpenError(self._name) from error
         except (RedisError, OSError) as error:
             self._open(error, place)
@@ -73,10 +71,13 @@ class RedisBreaker:
         if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
             _silent_until[place] = now + SILENCE_SECONDS
         self._closed_again_at[place] = now + self._rest_seconds
-        self._say(error, place)
+        self.say(error, place)
 
-    def _say(self, error: Exception, place: str) -> None:
-        """Log and count that a use has failed, once in as long as a rest: of many threads only the first does."""
+    def say(self, error: Exception, place: str) -> None:
+        """Log and count that a use has failed, once in as long as a rest: of many threads only the first does.
+
+        `call` says so of what `work` raises.
+        """
         now = time.monotonic()
         with self._lock:
             is_said = now < self._said_until.get(place, 0.0)

@@ -6,7 +6,6 @@ get who ask meanwhile, and it has a thread of its own that keeps nothing from en
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -18,12 +17,11 @@ from alembic.script import ScriptDirectory
 from flask import Flask, current_app
 from sqlalchemy import text
 
-from chatapi.bell import NAMESPACE
+from chatapi.bell import probe_key
 from chatapi.errors import kind_of
 from chatapi.extensions import REDIS_OPTIONS, db
 from chatapi.redis_nodes import connect
 
-PROBE_PREFIX = f"chatapi:ready:{NAMESPACE}:"
 PROBE_SECONDS = 5
 
 CHECK_BUDGET_SECONDS = 0.8
@@ -109,9 +107,7 @@ def _check_postgresql() -> str:
 def _check_redis() -> str:
     nodes = connect(current_app.config["REDIS_URL"], **REDIS_OPTIONS)
     try:
-        # A new key in the queue's slot, as a server may be there and not take what is rung: one that is full or is
-        # loading, a replica, a node whose slots are being moved (which serves the keys that it has).
-        key = f"{PROBE_PREFIX}{secrets.token_hex(8)}"
+        key = probe_key()
         nodes.run(key, lambda client: client.set(key, 1, ex=PROBE_SECONDS))
         nodes.each(lambda client: client.ping())
     finally:

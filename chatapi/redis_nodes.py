@@ -54,6 +54,10 @@ class Nodes(ABC):
         """
 
     @abstractmethod
+    def notice(self, error: Exception) -> None:
+        """Learn from an error that a pipeline has kept to itself: `run` sees only what is raised."""
+
+    @abstractmethod
     def each(self, work: Callable[[redis.Redis], T]) -> list[T]:
         """Return what `work` returns with a client of each server that takes writes. Raises as `run` does."""
 
@@ -91,6 +95,9 @@ class OneServer(Nodes):
 
     def grouped(self, keys: Sequence[str]) -> dict[str, list[int]]:
         return {self._place: list(range(len(keys)))} if keys else {}
+
+    def notice(self, error: Exception) -> None:
+        pass  # There is nobody else to ask.
 
     def each(self, work: Callable[[redis.Redis], T]) -> list[T]:
         return [work(self._client)]
@@ -160,6 +167,9 @@ class Cluster(Nodes):
         for position, key in enumerate(keys):
             groups.setdefault(self.place_of(key), []).append(position)
         return groups
+
+    def notice(self, error: Exception) -> None:
+        self._slots.notice(error)
 
     def each(self, work: Callable[[redis.Redis], T]) -> list[T]:
         found = []

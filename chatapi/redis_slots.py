@@ -25,6 +25,9 @@ Node = tuple[str, int]
 UNNAMED = ("", "?")
 """What nodes say for a host that they do not know: then it is the one that was asked."""
 
+OF_ONE_SLOT = (AskError, MovedError, TryAgainError)
+"""What a node says that is well, and has a key no more, or not yet."""
+
 LEARN_SECONDS = 1.0
 """How long a node may take to say which has which slots."""
 
@@ -86,12 +89,20 @@ class Slots:
         self._suspect()
         return node
 
+    def notice(self, error: Exception) -> None:
+        """Note what a command of several was answered with, whose error nobody raises."""
+        asked = self._owners[error.slot_id % REDIS_CLUSTER_HASH_SLOTS] if isinstance(error, MovedError) else None
+        if isinstance(error, MovedError) and asked is not None:
+            self.moved(error, asked)
+        else:
+            self._suspect()
+
     @contextmanager
     def noticing(self) -> Iterator[None]:
         """Have everything looked at again after a failure within the block that may come from a change."""
         try:
             yield
-        except (redis.ConnectionError, redis.TimeoutError, ClusterDownError, AskError, TryAgainError, OSError):
+        except (redis.ConnectionError, redis.TimeoutError, ClusterDownError, *OF_ONE_SLOT, OSError):
             self._suspect()
             raise
 

@@ -159,6 +159,20 @@ def test_streams_of_other_servers_go_on_when_one_hangs(cluster: ValkeyCluster) -
             assert live.append(more) == [None if is_away[piece] else True for piece in pieces]
 
 
+def test_stream_whose_slot_moved_is_followed_among_others(cluster: ValkeyCluster) -> None:
+    live, server = LiveReplies(cluster.url, most_readers=8), master_without_queue(cluster)
+    there = (Piece(uuid4(), 1, 0, "text", is_first=True) for _ in range(200))
+    pieces = [each for each in there if cluster.owner(f"chatapi:live:{{{each.message_id}}}") is server][:4]
+    wait_for(lambda: live.append(pieces) == [True] * 4)  # It may rest from another test.
+    elsewhere = next(other for other in cluster.masters() if other is not server)
+
+    cluster.move_slot(f"chatapi:live:{{{pieces[0].message_id}}}", elsewhere)
+
+    more = [replace(piece, text="more", offset=4, is_first=False) for piece in pieces]
+    assert live.append(more) == [None, True, True, True]
+    assert live.append(more) == [True] * 4
+
+
 def test_users_of_other_servers_are_counted_on_when_one_hangs(cluster: ValkeyCluster) -> None:
     counts, hanging = RequestCounts(cluster.url), master_without_queue(cluster)
     names = [f"user {uuid4()}" for _ in range(12)]

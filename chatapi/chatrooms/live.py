@@ -80,12 +80,16 @@ class LiveReplies:
         for place, group in self._writer.grouped(keys).items():
             with suppress(CircuitOpenError):
                 found = self._breaker.call(partial(self._append, pieces, keys, group), place)
-                for position, is_there in zip(group, found, strict=True):
-                    arrived[position] = is_there
+                for position, entry_id in zip(group, found, strict=True):
+                    if isinstance(entry_id, Exception):
+                        self._writer.notice(entry_id)
+                        self._breaker.say(entry_id, place)
+                    else:
+                        arrived[position] = entry_id is not None
         return arrived
 
-    def _append(self, pieces: Sequence[Piece], keys: Sequence[str], group: Sequence[int]) -> list[bool | None]:
-        """Append those pieces that one server has."""
+    def _append(self, pieces: Sequence[Piece], keys: Sequence[str], group: Sequence[int]) -> list[Any]:
+        """Append those pieces that one server has; return for each its id, None, or an error if others have none."""
 
         def write(client: redis.Redis) -> list[Any]:
             pipeline = client.pipeline(transaction=False)
@@ -100,8 +104,7 @@ class LiveReplies:
                 raise found[0]
             return found
 
-        found = self._writer.run([keys[position] for position in group], write)
-        return [None if isinstance(entry_id, Exception) else entry_id is not None for entry_id in found]
+        return self._writer.run([keys[position] for position in group], write)
 
     def announce_end(self, message_id: UUID) -> None:
         """Tell all who follow a reply, or wait for it, that it has ended. Nothing happens while Redis is away."""

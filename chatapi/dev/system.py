@@ -46,8 +46,9 @@ def system_children(environ: Mapping[str, str], port: int | None = None, log_dir
         )
 
     return [
-        # Twice gunicorn's own grace: it decides before we do.
-        child("web", "gunicorn", "wsgi:app", stop_timeout=20.0),
+        # Twice gunicorn's own grace: it decides before we do. It reads WEB_CONCURRENCY by itself too, and takes an
+        # empty one for a bad number.
+        child("web", "gunicorn", "wsgi:app", stop_timeout=20.0, WEB_CONCURRENCY=str(settings["WEB_CONCURRENCY"])),
         consumer("worker", "chatapi.worker", ["replies", "titles"], processes, threads),
         consumer("chores", "chatapi.chores", ["chores"], "1", "4"),
         consumer("billing", "chatapi.billing", ["billing"], "1", "4"),

@@ -13,7 +13,7 @@ from typing import Any, cast
 import redis
 from redis.exceptions import AskError, MovedError
 
-from chatapi.bell import NAMESPACE
+from chatapi.bell import NAMESPACE, probe_key
 from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE
 from chatapi.chatrooms.prompts import REPLIES_QUEUE
 from chatapi.redis_nodes import Nodes, connect
@@ -25,7 +25,6 @@ SECONDS = 2.0
 
 PINGS = 3
 PROBE_SECONDS = 30
-PROBE_PREFIX = "chatapi:probe:"
 QUEUES = (REPLIES_QUEUE, TITLES_QUEUE, CHORES_QUEUE, BILLING_QUEUE)
 SETTINGS = {"queue": "REDIS_URL", "cache": "CACHE_REDIS_URL", "limits": "RATE_LIMIT_REDIS_URL"}
 """What Redis is used for, and where each use is set."""
@@ -116,7 +115,7 @@ def _read_info(infos: Sequence[Mapping[str, Any]], probed: Probed) -> None:
 
 def _write(nodes: Nodes, probed: Probed) -> None:
     """Put a key, read it, delete it, and run a script, as the queue does."""
-    key, value = PROBE_PREFIX + secrets.token_hex(8), secrets.token_hex(8)
+    key, value = probe_key(), secrets.token_hex(8)
 
     def write(client: redis.Redis) -> str | None:
         client.set(key, value, ex=PROBE_SECONDS)

@@ -15,6 +15,7 @@ import requests
 
 from chatapi.dev.embedded import free_port
 from chatapi.dev.processes import wait_until
+from config import SettingsSchema
 from tests.dev.run_support import Run
 
 
@@ -62,17 +63,15 @@ def tools() -> Tools:
 def url(tools: Tools) -> Iterator[str]:
     """Return where a system listens that was started as `make run` does, with nothing set but its port."""
     # `.env` is read too, so what may be set there is emptied.
-    unset = dict.fromkeys(
-        ("DATABASE_URL", "REDIS_URL", "GEMINI_API_ENDPOINT", "GEMINI_API_KEY", "STRIPE_SECRET_KEY"), ""
-    )
+    unset = dict.fromkeys(SettingsSchema().fields, "")
     # Outside pytest's own folder, which is closed to the user that root's PostgreSQL runs as.
     with TemporaryDirectory(prefix="chatapi-tests-", ignore_cleanup_errors=True) as folder:
         data_dir = Path(folder, "data").resolve()
         environ = {
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/"),
-            "APP_ENV": "development",
             **unset,
+            "APP_ENV": "development",
             "PORT": str(free_port()),
             "TEST_OUTPUT": folder,
             "TEST_RUN": str(data_dir),

@@ -89,6 +89,13 @@ def test_system_children_listen_where_they_are_told_and_use_the_given_servers() 
     assert worker.argv[worker.argv.index("--threads") + 1] == "7"
 
 
+def test_web_is_not_given_an_empty_number_which_gunicorn_would_not_take() -> None:
+    web = system_children({**NOWHERE, "WEB_CONCURRENCY": ""}, 20001)[0]
+
+    assert web.env is not None
+    assert web.env["WEB_CONCURRENCY"] == "2"
+
+
 def test_runner_and_procfile_start_the_same_processes_and_each_queue_has_one() -> None:
     procfile = dict(line.split(": ", 1) for line in (config.ROOT / "Procfile").read_text().splitlines())
     started = {child.name: child.argv for child in system_children(NOWHERE, 20001)}
