@@ -23,17 +23,22 @@ from marshmallow import ValidationError, fields
 SCHEMES = ("redis", "rediss", "unix")
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
+OF_SENTINELS = "sentinel_"
 DEFAULT_PORT = 6379
 SENTINEL_PORT = 26379
 
 _NODE = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/@,]+)(:(?P<port>[0-9]{1,5}))?")
+
+Options = tuple[tuple[str, str], ...]
+"""Names and values of a URL's query."""
 
 
 @dataclass(frozen=True)
 class RedisAddress:
     """A Redis URL taken to pieces. `nodes` are hosts and ports, of one server, of cluster nodes or of Sentinels.
 
-    A `service` is there for Sentinels alone. A Unix socket has a `path` and no nodes.
+    A `service` is there for Sentinels alone, and so are `sentinel_options`, for connections to themselves; `options`
+    are for those to servers. A Unix socket has a `path` and no nodes.
     """
 
     scheme: str
@@ -41,7 +46,8 @@ class RedisAddress:
     nodes: tuple[tuple[str, int], ...]
     service: str | None
     database: int
-    options: tuple[tuple[str, str], ...]
+    options: Options
+    sentinel_options: Options = ()
     path: str = ""
 
     @property
@@ -73,7 +79,7 @@ class RedisAddress:
 
     def url_of(self, host: str, port: int) -> str:
         """Return the URL of one server, to be spoken to as this address says."""
-        query = urlencode([pair for pair in self.options if not pair[0].startswith("sentinel_")])
+        query = urlencode(self.options)
         scheme = "rediss" if self.has_tls else "redis"
         who = f"{self.credentials}@" if self.credentials else ""
         return f"{scheme}://{who}{bracketed(host, port)}/{self.database}" + (f"?{query}" if query else "")
@@ -93,8 +99,7 @@ def redis_address(url: str) -> RedisAddress:
         raise ValueError("has a #, which is written %23 in passwords")
     if parts.scheme not in SCHEMES and "," in credentials:
         raise ValueError("has a comma before its last @; user and password stand there once, a comma in them as %2C")
-    options = tuple(parse_qsl(parts.query, keep_blank_values=True))
-    _check_options(parts.scheme, options)
+    options, sentinel_options = _options(parts.scheme, parts.query)
     if parts.scheme == "unix":
         if hosts or not parts.path:
             raise ValueError("must be unix:// and the whole path of a socket, with three strokes: unix:///path")
@@ -104,7 +109,7 @@ def redis_address(url: str) -> RedisAddress:
     if parts.scheme in SCHEMES and len(nodes) > 1:
         raise ValueError("names several hosts, which is for redis+cluster:// and redis+sentinel://")
     service, database = _service(parts.scheme, parts.path)
-    return RedisAddress(parts.scheme, credentials, nodes, service, database, options)
+    return RedisAddress(parts.scheme, credentials, nodes, service, database, options, sentinel_options)
 
 
 class RedisUrl(fields.String):
@@ -119,23 +124,29 @@ class RedisUrl(fields.String):
         return url
 
 
-def _check_options(scheme: str, options: tuple[tuple[str, str], ...]) -> None:
-    """Raise `ValueError` if there is an option beside those of TLS and of names.
+def _options(scheme: str, query: str) -> tuple[Options, Options]:
+    """Return the options of the servers, and those of the Sentinels, whose names have lost what marks them.
 
+    Raises `ValueError` if there is one beside those of TLS and of names.
     What else connections of redis-py can be told is for us to say: time-outs, how many there are, what they return.
     """
+    options = parse_qsl(query, keep_blank_values=True)
     known = {"client_name", *(() if scheme in CLUSTER_SCHEMES else ("db",))}
     if scheme in SENTINEL_SCHEMES:
-        known |= {"sentinel_username", "sentinel_password"}
+        known |= {f"{OF_SENTINELS}username", f"{OF_SENTINELS}password"}
     strange = [name for name, _ in options if name not in known and not name.startswith("ssl_")]
     if strange:
         raise ValueError(f"has an option behind its ? that is not one of {', '.join(sorted(known))}, ssl_ca_certs, …")
-    query = urlencode([pair for pair in options if not pair[0].startswith("sentinel_")])
+    of_servers = tuple((name, value) for name, value in options if not name.startswith(OF_SENTINELS))
+    of_sentinels = tuple(
+        (name.removeprefix(OF_SENTINELS), value) for name, value in options if name.startswith(OF_SENTINELS)
+    )
     place = "unix:///socket" if scheme == "unix" else f"{scheme.partition('+')[0]}://localhost"
     try:
-        redis.ConnectionPool.from_url(f"{place}?{query}").make_connection()  # Which connects nothing.
+        redis.ConnectionPool.from_url(f"{place}?{urlencode(of_servers)}").make_connection()  # Which connects nothing.
     except (TypeError, ValueError, redis.RedisError):
         raise ValueError("has an option behind its ? that redis-py does not know, or not so") from None
+    return of_servers, of_sentinels
 
 
 def _node(word: str, usual_port: int) -> tuple[str, int]:

@@ -140,5 +140,6 @@ def _register_routes(app: Flask) -> None:
         app.before_request_funcs.setdefault(blueprint.name, []).append(require_user)
     for blueprint in (*PUBLIC, *PROTECTED):
         api.register_blueprint(blueprint)
-    openapi.complete_spec(app, api.spec, {blueprint.name for blueprint in PROTECTED})
+    tokens = {blueprint.name: openapi.OF_USERS for blueprint in PROTECTED}
+    openapi.complete_spec(app, api.spec, {**tokens, scrape.blueprint.name: openapi.OF_METRICS})
     openapi.name_models(api.spec, [model["alias"] for model in app.config["GEMINI_MODELS"]])

@@ -147,6 +147,11 @@ def answer(error: ChatAPIError) -> Response:
     return response
 
 
+INVALID = ValidationFailedError(errors={"title": ["Length must be between 1 and 200."]})
+LIMITED = RateLimitedError(retry_after=60)
+UNAVAILABLE = ServiceUnavailableError(retry_after=DATABASE_RETRY_AFTER_SECONDS)
+"""What most routes may refuse, for the documentation."""
+
 RETRY_AFTER_HEADER = {
     "Retry-After": {
         "description": "Seconds after which to try again",

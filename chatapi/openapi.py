@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -12,13 +12,13 @@ from flask import Flask
 from flask_limiter import ExemptionScope
 
 from chatapi.errors import (
+    INVALID,
+    LIMITED,
+    UNAVAILABLE,
     BadRequestError,
     ChatAPIError,
-    RateLimitedError,
-    ServiceUnavailableError,
     UnauthorizedError,
     UnsupportedMediaTypeError,
-    ValidationFailedError,
     describe,
     http_error,
 )
@@ -49,20 +49,20 @@ ANY_ERRORS = (
     http_error(HTTPStatus.METHOD_NOT_ALLOWED),
     http_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     UnsupportedMediaTypeError(),
-    ServiceUnavailableError(retry_after=2),
+    UNAVAILABLE,
     http_error(HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 
 LOCATION_HEADER = {"Location": {"description": "Where what was made is found", "schema": {"type": "string"}}}
 
-OPERATIONS_OF_METRICS = {"show_metrics"}
-"""What is asked for with the bearer token of METRICS_TOKEN, and not with a user's."""
+OF_USERS, OF_METRICS = "bearer", "metrics"
+"""Whose token is asked for: a user's, or that of METRICS_TOKEN."""
 
 
-def complete_spec(app: Flask, spec: APISpec, protected: set[str]) -> None:
+def complete_spec(app: Flask, spec: APISpec, tokens: Mapping[str, str]) -> None:
     """Name each operation for generated clients, say which need a token, and give examples.
 
-    A token is needed for those of the blueprints `protected`.
+    `tokens` has whose that is, by the name of a blueprint.
     """
     _describe_security(spec)
     _describe_common_answers(spec)
@@ -70,10 +70,9 @@ def complete_spec(app: Flask, spec: APISpec, protected: set[str]) -> None:
         blueprint = rule.endpoint.rpartition(".")[0]
         answers = operation["responses"]
         operation["operationId"] = name
-        operation["security"] = [{"bearer": []}] if blueprint in protected else []
-        if name in OPERATIONS_OF_METRICS:
-            operation["security"] = [{"metrics": []}]
-        if blueprint in protected:
+        token = tokens.get(blueprint)
+        operation["security"] = [] if token is None else [{token: []}]
+        if token == OF_USERS:
             answers["401"] = {"$ref": "#/components/responses/UNAUTHORIZED"}
         # A query argument that is not known is refused wherever it is sent.
         answers.setdefault("422", {"$ref": "#/components/responses/UNPROCESSABLE_ENTITY"})
@@ -104,7 +103,7 @@ def _operations(app: Flask, spec: APISpec) -> Iterator[tuple[Any, dict[str, Any]
 
 def _describe_security(spec: APISpec) -> None:
     spec.components.security_scheme(
-        "bearer",
+        OF_USERS,
         {
             "type": "http",
             "scheme": "bearer",
@@ -113,7 +112,7 @@ def _describe_security(spec: APISpec) -> None:
         },
     )
     spec.components.security_scheme(
-        "metrics", {"type": "http", "scheme": "bearer", "description": "The setting METRICS_TOKEN of the service"}
+        OF_METRICS, {"type": "http", "scheme": "bearer", "description": "The setting METRICS_TOKEN of the service"}
     )
 
 
@@ -121,11 +120,10 @@ def _describe_common_answers(spec: APISpec) -> None:
     """Describe the refusals that routes share, once for all of them."""
     spec.components.schemas.pop("PaginationMetadata", None)  # Added unasked; we page by cursor.
     known = spec.components.responses
-    unprocessable = ValidationFailedError(errors={"title": ["Length must be between 1 and 200."]})
     known["DEFAULT_ERROR"] = _answer(ANY_ERROR, *ANY_ERRORS)
-    known["UNPROCESSABLE_ENTITY"] = _answer("What was sent is not valid; `errors` says why", unprocessable)
+    known["UNPROCESSABLE_ENTITY"] = _answer("What was sent is not valid; `errors` says why", INVALID)
     spec.components.response("UNAUTHORIZED", _answer("No token, or not a good one", UnauthorizedError()))
-    spec.components.response("RATE_LIMITED", _answer("The request budget is used up", RateLimitedError(retry_after=60)))
+    spec.components.response("RATE_LIMITED", _answer("The request budget is used up", LIMITED))
 
 
 def _answer(description: str, *errors: ChatAPIError) -> dict[str, Any]:

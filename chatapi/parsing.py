@@ -15,10 +15,11 @@ from webargs.flaskparser import FlaskParser, is_json_request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from chatapi.errors import (
+    INVALID,
+    LIMITED,
+    UNAVAILABLE,
     BadRequestError,
     ChatAPIError,
-    RateLimitedError,
-    ServiceUnavailableError,
     UnsupportedMediaTypeError,
     ValidationFailedError,
     describe,
@@ -29,12 +30,7 @@ MAX_BODY_BYTES = 64 * 1024
 WEBHOOK_PATH = "/webhook/stripe"
 MAX_WEBHOOK_BYTES = 1024 * 1024
 
-ANYWHERE = (
-    BadRequestError(),
-    ValidationFailedError(errors={"title": ["Length must be between 1 and 200."]}),
-    RateLimitedError(retry_after=60),
-    ServiceUnavailableError(retry_after=2),
-)
+ANYWHERE = (BadRequestError(), INVALID, LIMITED, UNAVAILABLE)
 """What any route may refuse. One that has a refusal of its own with the same status is documented with both."""
 
 V = TypeVar("V", bound=Callable[..., Any])

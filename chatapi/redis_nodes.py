@@ -113,8 +113,6 @@ def _watched(address: RedisAddress, options: dict[str, Any]) -> tuple[redis.Redi
 
     They are asked one after the other, so they share the time that connecting may take.
     """
-    prefix = "sentinel_"
-    of_sentinels = {name.removeprefix(prefix): value for name, value in address.options if name.startswith(prefix)}
     parameters: dict[str, Any] = parse_url(address.url_of("localhost", 1))
     for name in ("host", "port", "connection_class"):
         parameters.pop(name, None)
@@ -124,7 +122,9 @@ def _watched(address: RedisAddress, options: dict[str, Any]) -> tuple[redis.Redi
     # Without a word about it, these clients would try ten times; those of a URL do not.
     once = Retry(NoBackoff(), 0)
     waits = {"socket_timeout": share, "socket_connect_timeout": share, "retry": once}
-    sentinels = Sentinel(address.nodes, sentinel_kwargs={**of_sentinels, **tls, "ssl": address.has_tls, **waits})
+    sentinels = Sentinel(
+        address.nodes, sentinel_kwargs={**dict(address.sentinel_options), **tls, "ssl": address.has_tls, **waits}
+    )
     client: redis.Redis = sentinels.master_for(
         address.service, **{**parameters, **options, "ssl": address.has_tls, "retry": once}
     )

@@ -33,18 +33,22 @@ def _check(document: dict[str, Any], rule: str, response: Response) -> None:
     assert response.status_code < 300 or documented is not None, (path, response.status_code)
     assert str(response.status_code) in responses or response.status_code >= 400, (path, response.status_code)
     while "$ref" in documented:
-        documented = _resolve(document, documented["$ref"])
+        documented = resolve(document, documented["$ref"])
     content = documented.get("content", {})
     assert response.mimetype in content or not content, (path, response.mimetype)
     schema = content.get("application/json", {}).get("schema") if response.is_json else None
     if schema is not None:
-        whole = {**document, **schema}
-        validator: Validator = OAS31Validator(whole, format_checker=OAS31Validator.FORMAT_CHECKER)
-        errors = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(response.get_json())]
-        assert not errors, (path, errors)
+        found = faults(document, schema, response.get_json())
+        assert not found, (path, found)
 
 
-def _resolve(document: dict[str, Any], reference: str) -> dict[str, Any]:
+def faults(document: dict[str, Any], schema: dict[str, Any], value: Any) -> list[str]:
+    """Return where a value is not as the document's schema says."""
+    validator: Validator = OAS31Validator({**document, **schema}, format_checker=OAS31Validator.FORMAT_CHECKER)
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
+
+
+def resolve(document: dict[str, Any], reference: str) -> dict[str, Any]:
     node: Any = document
     for name in reference.removeprefix("#/").split("/"):
         node = node[name]

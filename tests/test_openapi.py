@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from jsonschema.protocols import Validator
-from openapi_schema_validator import OAS31Validator
 from werkzeug.test import TestResponse
 
 from chatapi.openapi_examples import BY_OPERATION, BY_SCHEMA
-from tests.document import _resolve as resolve
+from tests.document import faults, resolve
 from tests.support import Account
 
 METHODS = {"get", "put", "patch", "post", "delete"}
@@ -82,7 +80,7 @@ def test_every_body_in_json_has_an_example_and_each_is_as_its_schema_says(
                 examples = _examples(body)
                 assert examples or media_type != "application/json", (operation, place)
                 for example in examples:
-                    assert _faults(document, body["schema"], example) == [], (operation, place)
+                    assert faults(document, body["schema"], example) == [], (operation, place)
                     count += 1
     assert count > 200
 
@@ -90,7 +88,7 @@ def test_every_body_in_json_has_an_example_and_each_is_as_its_schema_says(
 def test_a_wrong_example_would_be_found(document: dict[str, Any]) -> None:
     wrong = {**BY_SCHEMA["Health"], "timestamp": "yesterday", "mood": "good"}
 
-    assert len(_faults(document, {"$ref": "#/components/schemas/Health"}, wrong)) == 2
+    assert len(faults(document, {"$ref": "#/components/schemas/Health"}, wrong)) == 2
 
 
 def test_all_examples_are_used(document: dict[str, Any], operations: list[Operation]) -> None:
@@ -140,7 +138,7 @@ def test_parameters_are_described_and_their_examples_are_good(
         assert parameter["description"], parameter
         assert "example" in parameter or parameter["in"] != "path", parameter
         if "example" in parameter:
-            assert _faults(document, parameter["schema"], parameter["example"]) == []
+            assert faults(document, parameter["schema"], parameter["example"]) == []
 
 
 MESSAGES = "/chatroom/{chatroom_id}/message"
@@ -300,8 +298,3 @@ def _examples(body: dict[str, Any]) -> list[Any]:
     if "example" in body:
         return [body["example"]]
     return [example["value"] for example in body.get("examples", {}).values()]
-
-
-def _faults(document: dict[str, Any], schema: dict[str, Any], example: Any) -> list[str]:
-    validator: Validator = OAS31Validator({**document, **schema}, format_checker=OAS31Validator.FORMAT_CHECKER)
-    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(example)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +26,7 @@ from chatapi.chatrooms.live import BEGINNING, MOST_WAIT_SECONDS, LiveReplies, Pi
 from chatapi.doctor.redis_probe import probe
 from chatapi.limits import KEY_PREFIX, RequestCounts
 from chatapi.redis_nodes import Bound, Nodes, Routed, connect
-from tests.support import wait_for
+from tests.support import Services, wait_for
 from tests.valkey_many import Server, ValkeyCluster, Watched
 
 BUDGET_SECONDS = 0.3
@@ -110,32 +109,44 @@ def test_no_use_waits_longer_than_it_may_when_all_nodes_hang(nodes: Nodes, clust
     unknown.close()
 
 
-def test_reason_is_given_when_no_node_says_who_has_which_slots(cluster: ValkeyCluster) -> None:
-    with plain_server() as port:
-        for url, reason in {
-            f"redis+cluster://127.0.0.1:{port}": "cluster support disabled",
-            "redis+cluster://127.0.0.1:1": "refused",
-            cluster.url.replace("//", "//somebody:wrong@"): "username-password pair",
-        }.items():
-            nodes = connect(url, **WAITS)
+def test_reason_is_given_when_no_node_says_who_has_which_slots(cluster: ValkeyCluster, services: Services) -> None:
+    for url, reason in {
+        f"redis+cluster://127.0.0.1:{services.valkey.port}": "cluster support disabled",
+        "redis+cluster://127.0.0.1:1": "refused",
+        cluster.url.replace("//", "//somebody:wrong@"): "username-password pair",
+    }.items():
+        nodes = connect(url, **WAITS)
 
-            def reason_of(nodes: Nodes = nodes) -> str:
-                with pytest.raises(redis.RedisError) as caught:
-                    nodes.run("a", lambda client: client.get("a"))
-                return str(caught.value)
+        def reason_of(nodes: Nodes = nodes) -> str:
+            with pytest.raises(redis.RedisError) as caught:
+                nodes.run("a", lambda client: client.get("a"))
+            return str(caught.value)
 
-            wait_for(lambda reason_of=reason_of, reason=reason: reason in reason_of())  # type: ignore[misc]
-            nodes.close()
+        wait_for(lambda reason_of=reason_of, reason=reason: reason in reason_of())  # type: ignore[misc]
+        nodes.close()
 
 
-def test_cluster_is_learned_from_others_when_a_node_talks_nonsense(cluster: ValkeyCluster) -> None:
+def test_cluster_is_learned_from_others_when_a_node_talks_nonsense(
+    cluster: ValkeyCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatapi.redis_slots.random.sample", lambda nodes, _count: list(nodes))
+    before = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=talk_nonsense, args=[server], daemon=True).start()
+        asked: list[bytes] = []
+        threading.Thread(target=talk_nonsense, args=[server, asked], daemon=True).start()
         port = server.getsockname()[1]
-        nodes = connect(cluster.url.replace("//", f"//127.0.0.1:{port},127.0.0.1:{port},"), **WAITS)
+        nodes = connect(cluster.url.replace("//", f"//127.0.0.1:{port},"), **WAITS)
+        learners: set[threading.Thread] = set()
 
-        assert wait_for(lambda: increment(nodes, COUNTERS[0]))
+        def is_incremented() -> bool:
+            found = increment(nodes, COUNTERS[0])
+            learners.update(each for each in threading.enumerate() if each.name == "redis-slots" and each not in before)
+            return found is not None
 
+        wait_for(is_incremented)
+
+        assert asked
+        assert len(learners) == 1  # It went on, and was not begun anew.
         nodes.close()
 
 
@@ -143,6 +154,21 @@ def test_node_of_a_cluster_is_not_taken_for_a_whole_redis(cluster: ValkeyCluster
     probed = probe(f"redis://127.0.0.1:{master_without_queue(cluster).port}", writes=True, counts_queues=True)
 
     assert probed.fault == "it is a node of a cluster, and others have some of the keys"
+
+
+def test_probe_looks_at_every_master_and_writes_where_the_queue_is(cluster: ValkeyCluster) -> None:
+    queue, other = cluster.owner(NAMESPACE), master_without_queue(cluster)
+    other.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    queue.ask("CONFIG", "SET", "maxmemory", "1")
+
+    try:
+        probes = [probe(cluster.url, writes=True, counts_queues=False) for _ in range(4)]
+    finally:
+        queue.ask("CONFIG", "SET", "maxmemory", "0")
+        other.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+    assert {(each.masters, each.policy, each.max_bytes) for each in probes} == {(3, "allkeys-lru", 1)}
+    assert all("memory" in (each.fault or "") for each in probes)
 
 
 def test_streams_of_other_servers_go_on_when_one_hangs(cluster: ValkeyCluster) -> None:
@@ -241,6 +267,30 @@ def test_messages_are_acknowledged_after_a_move_of_the_queue(cluster: ValkeyClus
     broker.nodes.close()
 
 
+def test_master_that_became_a_replica_is_lost_to_consumers(tmp_path: Path) -> None:
+    one, other = Server(tmp_path / "one"), Server(tmp_path / "other")
+    for server in (one, other):
+        server.start()
+    broker = QueueBroker(connect(f"redis://127.0.0.1:{one.port}", socket_timeout=5), middleware=[])
+    broker.declare_queue("left")
+    broker.enqueue(Message(queue_name="left", actor_name="any", args=(), kwargs={}, options={}))
+    consumer = broker.consume("left", prefetch=4, timeout=20_000)
+    try:
+        taken = wait_for(lambda: next(consumer))
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(deque, consumer, 0)  # It waits for a bell again and again.
+            wait_for(lambda: one.ask("INFO", "clients")["blocked_clients"] == 1)
+            one.ask("REPLICAOF", "127.0.0.1", other.port)
+            assert type(waiting.exception(5)) is ConnectionClosed
+        for lost in (lambda: consumer.ack(taken), lambda: consumer.requeue([taken]), lambda: next(consumer)):
+            with pytest.raises(ConnectionClosed):
+                lost()
+    finally:
+        broker.nodes.close()
+        for server in (one, other):
+            server.child.stop()
+
+
 def master_without_queue(cluster: ValkeyCluster) -> Server:
     """Return a master that has not got the queue."""
     queue = cluster.owner(NAMESPACE)
@@ -319,24 +369,12 @@ def test_new_master_is_found_when_sentinels_name_one() -> None:
         watched.stop()
 
 
-@contextmanager
-def plain_server() -> Iterator[int]:
-    """Run a Valkey that is in no cluster; yield its port."""
-    folder = Path(tempfile.mkdtemp(prefix="chatapi-plain-"))
-    server = Server(folder)
-    server.start()
-    try:
-        yield server.port
-    finally:
-        server.child.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def talk_nonsense(server: socket.socket) -> None:
-    """Say OK to whatever is asked."""
+def talk_nonsense(server: socket.socket, asked: list[bytes]) -> None:
+    """Say OK to whatever is asked, and note it."""
     with suppress(OSError):
         while True:
             connection, _ = server.accept()
             with connection, suppress(OSError):
-                while connection.recv(4096):
+                while words := connection.recv(4096):
+                    asked.append(words)
                     connection.sendall(b"+OK\r\n" * 4)
