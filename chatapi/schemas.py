@@ -43,7 +43,9 @@ class Text(fields.String):
 
     def __init__(self, *, shortest: int = 0, longest: int, trim: bool = False, **kwargs: Any) -> None:
         some = f"[^{self.refused}]*"
-        pattern = rf"^{some}[^\s{self.refused}]{some}$" if trim and shortest else f"^{some}$"
+        # Those that Python takes for white space too, and ECMA-262's \s (OpenAPI's dialect) does not.
+        blank = r"\s\u001c-\u001f\u0085"
+        pattern = rf"^{some}[^{blank}{self.refused}]{some}$" if trim and shortest else f"^{some}$"
         metadata = {"pattern": pattern, **kwargs.pop("metadata", {})}
         super().__init__(validate=Length(min=shortest or None, max=longest), metadata=metadata, **kwargs)
         self.trim = trim

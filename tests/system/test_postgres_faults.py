@@ -19,6 +19,9 @@ from tests.system.support import HttpAnswer, System, sleep_until, wait_all_ended
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
+SETTINGS = {"MAX_IN_FLIGHT_PER_USER": "1000"}
+"""What piles up in a person's one room while PostgreSQL is away may be more than fifty."""
+
 CLIENTS = 64
 FREEZE_SECONDS = 24
 REFUSED_WITHIN_SECONDS = 20
