@@ -108,7 +108,8 @@ def test_model_is_not_stormed_when_it_comes_back(system: System, someone: Accoun
     system.services.gemini.clear()
     after = asked_within(8)
 
-    # All wait, each for a time of its own: at no moment does more than a fraction of them come.
+    # All wait, each for a time of its own: within no second do nearly all of them come, as they do (155 of the 160)
+    # where they wait equally long. In a shorter time no more can come than the worker begins.
     assert sum(after) > 100, after
-    assert max(after) < 60, after
+    assert max(sum(after[begin : begin + 4]) for begin in range(len(after))) < 130, after
     wait_for(lambda: count_completed(system, someone) == 160)
