@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from tests.document import faults, resolve
 from tests.support import Account
 
 METHODS = {"get", "put", "patch", "post", "delete"}
+ECMA_SPACES = r"\t\n\x0b\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 PUBLIC_TAGS = {"service", "auth", "webhook"}
 
 
@@ -143,6 +146,17 @@ def test_parameters_are_described_and_their_examples_are_good(
 
 MESSAGES = "/chatroom/{chatroom_id}/message"
 NOBODYS = "019ab3c1-7d42-7c1f-9b52-4f0e6d2a8c11"
+
+
+def test_document_takes_for_blank_what_is_trimmed_to_nothing(document: dict[str, Any]) -> None:
+    (q,) = [each for each in document["paths"]["/chatroom"]["get"]["parameters"] if each["name"] == "q"]
+    # Python's \s is wider than that of the document's dialect (ECMA-262, white space and line terminators).
+    pattern = re.compile(q["schema"]["pattern"].replace(r"\s", ECMA_SPACES))
+    blank = [character for character in map(chr, range(sys.maxunicode + 1)) if not character.strip()]
+
+    assert len(blank) > 25
+    assert [character for character in blank if pattern.search(character)] == []
+    assert all(pattern.search(f"{character}x{character}") for character in blank)
 
 
 def _no_room(user: Account) -> TestResponse:
