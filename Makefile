@@ -6,7 +6,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint types imports lock clean
+.PHONY: help run test test-all bench lint types imports lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test: .venv/.stamp ## Run the tests but the slow ones
 
 test-all: .venv/.stamp ## Run all tests, faults and waits of many seconds too
 	@$(BIN)/python -m pytest
+
+bench: .venv/.stamp ## Measure the system against yardsticks of the same run (docs/performance.md)
+	@$(BIN)/python -m bench $(BENCH)
 
 lint: .venv/.stamp ## Check style and format
 	@$(BIN)/ruff check

@@ -1,0 +1,1 @@
+"""What the system takes and gives on a machine, as ratios to yardsticks of the same run: `make bench`."""
