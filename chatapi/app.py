@@ -65,7 +65,6 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "MAX_CONTENT_LENGTH": parsing.MAX_BODY_BYTES + 1,
         "SQLALCHEMY_DATABASE_URI": settings["DATABASE_URL"],
         "SQLALCHEMY_ENGINE_OPTIONS": {
-            "pool_pre_ping": True,
             "pool_timeout": 5,
             "pool_size": 10,
             "max_overflow": 10,

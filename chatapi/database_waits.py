@@ -18,6 +18,7 @@ import psycopg2
 from flask import Flask
 from psycopg2 import extensions
 from sqlalchemy import event, text
+from sqlalchemy.exc import InvalidatePoolError
 
 from chatapi.extensions import db
 
@@ -33,9 +34,15 @@ SLACK_SECONDS = 3
 CONNECT_SECONDS = 3
 PING_SECONDS = 2
 """For what PostgreSQL has nothing to do for: to find out if a connection is still good before its next use, say."""
+UNASKED_SECONDS = 1.0
+"""For how long after its last use a connection is taken for good unless its socket says otherwise.
+
+Asking costs a round trip at each use, as much as most statements do.
+"""
 REST_SECONDS = 2.0
 """For how long nobody else tries to connect to a server that did not answer. Many would take their turn at waiting."""
 
+_USED_AT = "used_at"
 _EVENTS = {extensions.POLL_READ: select.POLLIN, extensions.POLL_WRITE: select.POLLOUT}
 
 
@@ -119,9 +126,8 @@ def init_database_waits(app: Flask) -> None:
     extensions.set_wait_callback(_wait)
     with app.app_context():
         event.listen(db.engine, "do_connect", ConnectRest().connect)
-        event.listen(db.engine, "checkin", _expect_ping)
-        # Comes when the ping is over.
-        event.listen(db.engine, "checkout", _expect_statements)
+        event.listen(db.engine, "checkin", _note_end)
+        event.listen(db.engine, "checkout", _begin_use)
 
 
 @contextmanager
@@ -136,10 +142,28 @@ def patient_statements(seconds: int) -> Iterator[None]:
         connection.patience_seconds = STATEMENT_TIMEOUT_SECONDS + SLACK_SECONDS
 
 
-def _expect_ping(connection: BoundedConnection | None, *_others: object) -> None:
+def _note_end(connection: BoundedConnection | None, record: Any) -> None:
     if connection is not None:  # None when it was given up.
+        record.info[_USED_AT] = time.monotonic()
+
+
+def _begin_use(connection: BoundedConnection, record: Any, _proxy: Any) -> None:
+    """Find out if the server is still there; if not, the pool makes all its connections anew."""
+    used_at = record.info.get(_USED_AT)
+    is_known = used_at is None or time.monotonic() < used_at + UNASKED_SECONDS
+    if _has_news(connection) or not is_known:
         connection.patience_seconds = PING_SECONDS
-
-
-def _expect_statements(connection: BoundedConnection, *_others: object) -> None:
+        try:
+            db.engine.dialect.do_ping(cast("Any", connection))
+        except psycopg2.Error as error:
+            raise InvalidatePoolError(str(error)) from error
     connection.patience_seconds = STATEMENT_TIMEOUT_SECONDS + SLACK_SECONDS
+
+
+def _has_news(connection: BoundedConnection) -> bool:
+    """Return whether something has come unasked, as when a server says goodbye, or whether all is closed."""
+    if connection.closed:
+        return True
+    looking = select.poll()
+    looking.register(connection, select.POLLIN)
+    return bool(looking.poll(0))

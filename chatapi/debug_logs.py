@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psycopg2.extensions
 import redis
 import structlog
 from flask import Flask
@@ -44,6 +45,7 @@ def init_debug_logs(app: Flask) -> None:
     if app.config["LOG_LEVEL"] == "debug":
         with app.app_context():
             watch_database(db.engine)
+        app.extensions["watched_cursor"] = WatchedCursor
         watch_redis()
 
 
@@ -54,6 +56,26 @@ def watch_database(engine: Engine) -> None:
     event.listen(engine, "handle_error", _fail_statement)
     event.listen(engine, "commit", lambda _connection: log.debug("sql", statement="COMMIT"))
     event.listen(engine, "rollback", lambda _connection: log.debug("sql", statement="ROLLBACK"))
+
+
+class WatchedCursor(psycopg2.extensions.cursor):
+    """Logs the statements that are run past SQLAlchemy (`run_alone`)."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002 - psycopg2's signature
+        """Run a statement."""
+        began_at, reason, sqlstate = time.perf_counter(), None, None
+        try:
+            super().execute(query, vars)
+        except psycopg2.Error as error:
+            reason, sqlstate = type(error).__name__, error.pgcode
+            raise
+        finally:
+            log.debug(
+                "sql",
+                statement=_one_line(query),
+                **({"rows": self.rowcount} if reason is None else {"sqlstate": sqlstate, "reason": reason}),
+                milliseconds=_since(began_at),
+            )
 
 
 def _begin_statement(connection: Any, *_rest: Any) -> None:

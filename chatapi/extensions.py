@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
+import psycopg2
 from cachelib.serializers import BaseSerializer
 from flask import Flask, current_app, g, request
 from flask_caching import Cache
@@ -19,6 +20,7 @@ from flask_limiter import Limiter
 from flask_migrate import Migrate
 from flask_smorest import Api
 from flask_sqlalchemy import SQLAlchemy
+from psycopg2.extensions import connection as PGConnection  # noqa: N812
 from sqlalchemy import ColumnElement, CursorResult, MetaData, delete, func, select, tuple_, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase
@@ -159,6 +161,63 @@ def in_batches(work: Callable[[], int], seconds: float = math.inf) -> int:
     return total + done
 
 
+def run_alone(
+    statement: str, parameters: Mapping[str, Any], patience_seconds: float | None = None
+) -> list[tuple[Any, ...]]:
+    """Run one statement in a transaction of its own, in one round trip, and return its rows.
+
+    `statement` has psycopg2's placeholders, such as `%(user_id)s`. It is handed to psycopg2 as it is: for what is asked
+    at each request SQLAlchemy takes three times as long. A deadlock is tried again as by `in_transaction`; raises
+    what SQLAlchemy would. PostgreSQL may be silent for `patience_seconds`, or for as long as it usually may.
+    """
+    attempt = 1
+    while True:
+        try:
+            return _run_alone(statement, parameters, patience_seconds)
+        except DBAPIError as error:
+            if not _is_worth_repeating(error, attempt):
+                raise
+            attempt += 1
+
+
+def _run_alone(statement: str, parameters: Mapping[str, Any], patience_seconds: float | None) -> list[tuple[Any, ...]]:
+    connection = None
+    try:
+        connection = db.engine.raw_connection()
+        driver = cast("Any", connection.driver_connection)
+        if patience_seconds is not None:
+            driver.patience_seconds = patience_seconds
+        return _run_on(driver, statement, parameters)
+    except psycopg2.Error as error:
+        is_broken = connection is not None and bool(cast("PGConnection", connection.driver_connection).closed)
+        if connection is not None and is_broken:
+            connection.invalidate(error)
+        raise DBAPIError.instance(  # What the rest of the application knows.
+            statement,
+            None,
+            error,
+            psycopg2.Error,
+            hide_parameters=True,
+            connection_invalidated=is_broken,
+            dialect=db.engine.dialect,
+        ) from error
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+def _run_on(driver: PGConnection, statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    driver.autocommit = True
+    try:
+        with driver.cursor(cursor_factory=current_app.extensions.get("watched_cursor")) as cursor:
+            cursor.execute(statement, parameters)
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+            return rows
+    finally:
+        if not driver.closed:
+            driver.autocommit = False
+
+
 def in_transaction(work: Callable[[], T]) -> T:
     """Run `work` and commit. A deadlock or serialisation failure repeats the whole of it, three times at most.
 
@@ -172,8 +231,7 @@ def in_transaction(work: Callable[[], T]) -> T:
             db.session.commit()
         except DBAPIError as error:
             db.session.rollback()
-            state = getattr(error.orig, "pgcode", None)
-            if state not in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED) or attempt == MAX_TRANSACTION_ATTEMPTS:
+            if not _is_worth_repeating(error, attempt):
                 raise
             attempt += 1
         except BaseException:
@@ -181,3 +239,8 @@ def in_transaction(work: Callable[[], T]) -> T:
             raise
         else:
             return result
+
+
+def _is_worth_repeating(error: DBAPIError, attempt: int) -> bool:
+    state = getattr(error.orig, "pgcode", None)
+    return state in (SERIALIZATION_FAILURE, DEADLOCK_DETECTED) and attempt < MAX_TRANSACTION_ATTEMPTS

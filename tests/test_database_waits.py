@@ -9,18 +9,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg2
+import psycopg2.errors
 import pytest
 from flask import Flask
 from psycopg2.extras import RealDictCursor
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from chatapi import database_waits
+from chatapi import database_waits, extensions
 from chatapi.database_waits import BoundedConnection, ConnectRest, DatabaseSilentError, patient_statements
 from chatapi.dev.embedded import EmbeddedPostgres, free_port
-from chatapi.extensions import db
+from chatapi.extensions import db, run_alone
 from tests.support import Services
 
 pytestmark = pytest.mark.usefixtures("app")
@@ -181,7 +183,6 @@ def test_bounds_of_a_pooled_connection_follow_what_it_is_used_for() -> None:
     assert driver.patience_seconds == ordinary
 
     db.session.remove()
-    assert driver.patience_seconds == database_waits.PING_SECONDS
     assert db.session.scalar(text("SHOW statement_timeout")) == "10s"
     db.session.remove()
 
@@ -211,3 +212,99 @@ def test_pool_replaces_a_connection_whose_server_stood_still(monkeypatch: pytest
 
     assert db.session.scalar(text("SELECT 1")) == 1
     db.session.remove()
+
+
+@pytest.fixture
+def pings(in_app: None, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For what patience each connection was asked if it is still there."""
+    db.engine.dispose()  # There is one connection then, and all use that.
+    found: list[float] = []
+    ping = db.engine.dialect.do_ping
+
+    def note(connection: Any) -> bool:
+        found.append(connection.patience_seconds)
+        return ping(connection)
+
+    monkeypatch.setattr(db.engine.dialect, "do_ping", note)
+    return found
+
+
+def use_connection() -> Any:
+    """Return the process that serves the connection which is taken and given back."""
+    (row,) = run_alone("SELECT pg_backend_pid()", {})
+    return row[0]
+
+
+def test_connection_is_asked_if_it_is_there_only_after_a_pause(
+    pings: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = use_connection()
+    pings.clear()
+
+    assert [use_connection(), use_connection()] == [first, first]
+    assert pings == []
+
+    monkeypatch.setattr(database_waits, "UNASKED_SECONDS", 0.0)
+    assert use_connection() == first
+    assert pings == [database_waits.PING_SECONDS]
+
+
+def test_connection_that_was_ended_meanwhile_is_never_used(pings: list[float], services: Services) -> None:
+    first = use_connection()
+    pings.clear()
+    with psycopg2.connect(services.postgres.url) as other, other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [first])
+        assert cursor.fetchall() == [(True,)]
+    other.close()
+
+    assert use_connection() != first
+    assert len(pings) == 1
+
+
+@pytest.mark.usefixtures("pings")
+def test_statement_that_runs_alone_leaves_the_connection_as_it_was() -> None:
+    before = use_connection()
+
+    with pytest.raises(DBAPIError) as failure:
+        run_alone("SELECT 1 / %(nothing)s", {"nothing": 0})
+    assert failure.value.orig is not None
+    assert "0" not in str(failure.value).replace(str(failure.value.orig), "")
+    assert not failure.value.connection_invalidated
+
+    assert db.session.scalar(text("SELECT pg_backend_pid()")) == before
+    driver = db.session.connection().connection.driver_connection
+    assert isinstance(driver, BoundedConnection)
+    assert not driver.autocommit
+    db.session.remove()
+
+
+@pytest.mark.usefixtures("pings")
+def test_statement_that_runs_alone_gives_a_silent_server_up() -> None:
+    driver = db.session.connection().connection.driver_connection
+    assert isinstance(driver, BoundedConnection)
+    db.session.remove()
+
+    began_at = time.monotonic()
+    with standing_still(driver), pytest.raises(OperationalError) as failure:
+        run_alone("SELECT 1", {}, 0.5)
+    assert time.monotonic() - began_at < 5
+    assert failure.value.connection_invalidated
+    assert run_alone("SELECT 1", {}) == [(1,)]
+
+
+@pytest.mark.usefixtures("in_app")
+def test_deadlock_of_a_statement_that_runs_alone_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def fail_twice(statement: str, *_: Any) -> list[tuple[Any, ...]]:
+        tried.append(statement)
+        if len(tried) < extensions.MAX_TRANSACTION_ATTEMPTS:
+            error = psycopg2.errors.DeadlockDetected()
+            monkeypatch.setattr(type(error), "pgcode", extensions.DEADLOCK_DETECTED, raising=False)
+            raise OperationalError(statement, None, error)
+        return [(1,)]
+
+    monkeypatch.setattr(extensions, "_run_alone", fail_twice)
+
+    assert run_alone("SELECT 1", {}) == [(1,)]
+    assert len(tried) == extensions.MAX_TRANSACTION_ATTEMPTS
