@@ -1,4 +1,4 @@
-"""Daily usage: how many prompts a number has used today. The tier is given to it."""
+"""Daily usage: how many prompts a number has used today. It is counted where prompts are accepted (`accept_prompt`)."""
 
 from __future__ import annotations
 
@@ -44,15 +44,6 @@ class DailyLimitReachedError(ChatAPIError):
     message = "The daily prompts are used up; more from midnight UTC, or with Pro"
 
 
-# One statement decides and counts: of any number at once, exactly as many pass as are left. The SELECT yields no
-# row for a limit of 0, which ON CONFLICT alone would let through once a day.
-_CONSUME = text("""
-    INSERT INTO daily_usage AS usage (number_hash, day, used)
-    SELECT :number_hash, (now() AT TIME ZONE 'UTC')::date, 1 WHERE :daily_limit > 0
-    ON CONFLICT (number_hash, day) DO UPDATE SET used = usage.used + 1 WHERE usage.used < :daily_limit
-    RETURNING day
-""")
-
 _REFUND = text("""
     UPDATE daily_usage SET used = used - 1
     WHERE number_hash = (SELECT number_hash FROM users WHERE id = :user_id) AND day = :day AND used > 0
@@ -78,18 +69,6 @@ _USED_TODAY = text("""
 """)
 
 
-def consume(user_id: UUID, number_hash: bytes) -> date:
-    """Count one prompt of a Basic user and return the day it was charged to, by the database's clock.
-
-    Raises `DailyLimitReachedError` when none is left.
-    """
-    limit = current_app.config["BASIC_DAILY_PROMPTS"]
-    day: date | None = db.session.scalar(_CONSUME, {"number_hash": number_hash, "daily_limit": limit})
-    if day is None:
-        raise _limit_reached(user_id, limit)
-    return day
-
-
 def refund(user_id: UUID, day: date) -> None:
     """Give one prompt back to the day it was taken from. The caller sees to it that it happens once."""
     db.session.execute(_REFUND, {"user_id": user_id, "day": day})
@@ -111,12 +90,13 @@ def read_usage(user_id: UUID) -> Usage:
     return Usage(row.used, row.now, next_midnight(row.now))
 
 
-def _limit_reached(user_id: UUID, limit: int) -> DailyLimitReachedError:
-    usage = read_usage(user_id)
-    resets_at = rfc3339(usage.resets_at)
+def limit_reached(used: int, decided_at: datetime) -> DailyLimitReachedError:
+    """Return what is answered to a prompt too many, with what there is to know about the limit."""
+    resets_at = next_midnight(decided_at)
+    limit = current_app.config["BASIC_DAILY_PROMPTS"]
     return DailyLimitReachedError(
-        extra={"daily_usage_count": usage.used, "limit": limit, "tier": "basic", "resets_at": resets_at},
-        retry_after=max(1, math.ceil((usage.resets_at - usage.read_at).total_seconds())),
+        extra={"daily_usage_count": used, "limit": limit, "tier": "basic", "resets_at": rfc3339(resets_at)},
+        retry_after=max(1, math.ceil((resets_at - decided_at).total_seconds())),
     )
 
 

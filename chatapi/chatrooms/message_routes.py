@@ -30,7 +30,6 @@ from chatapi.chatrooms.schemas import (
 )
 from chatapi.chatrooms.stream import stream_reply, wait_for_reply
 from chatapi.errors import NotFoundError
-from chatapi.extensions import in_transaction
 from chatapi.openapi import LOCATION_HEADER
 from chatapi.parsing import ApiBlueprint
 from chatapi.quota import DailyLimitReachedError
@@ -95,7 +94,7 @@ def send_message(
     `Prefer: wait=N`.
     """
     user_id, keyed = current_user().id, _keyed(preferences, body)
-    accepted = in_transaction(lambda: prompts.post_message(user_id, chatroom_id, body["content"], keyed))
+    accepted = prompts.post_message(user_id, chatroom_id, body["content"], keyed)
     prompts.announce(accepted)
     headers, reply = _headers(chatroom_id, accepted), accepted.ai_message
     seconds = _wait_seconds(preferences["prefer"])
@@ -163,7 +162,7 @@ def regenerate_message(
     It is made from what preceded the prompt, and counts as one prompt.
     """
     user_id, keyed = current_user().id, _keyed(preferences, None)
-    accepted = in_transaction(lambda: prompts.regenerate(user_id, chatroom_id, message_id, keyed))
+    accepted = prompts.regenerate(user_id, chatroom_id, message_id, keyed)
     prompts.announce(accepted)
     return {"message": "Prompt accepted", "ai_message": accepted.ai_message}, 201, _headers(chatroom_id, accepted)
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
 import structlog
 from flask import current_app
-from sqlalchemy import func, select, text, update
+from sqlalchemy import select
 
 from chatapi import metrics, quota
-from chatapi.auth.models import User
 from chatapi.broker import ring
 from chatapi.chatrooms import service
 from chatapi.chatrooms.idempotency import KeyedRequest, claim_key
-from chatapi.chatrooms.models import FINAL, Chatroom, Message
+from chatapi.chatrooms.models import FINAL, Message
 from chatapi.errors import ChatAPIError, ConflictError, NotFoundError, ServiceUnavailableError, UnauthorizedError
-from chatapi.extensions import db
+from chatapi.extensions import db, in_transaction, run_alone
 from chatapi.ids import parse_id, uuid7
 from chatapi.request_ids import current_request_id
 
@@ -35,36 +34,17 @@ BUSY_RETRY_AFTER_SECONDS = 10
 
 log = structlog.get_logger(__name__)
 
-# Prompt, pending reply, job row and the room's counters in one round trip. The bounds are looked at here, after the
-# user's row was locked: in a statement begun earlier, those who waited for the lock would see old counts. The backlog
-# is counted no further than its bound, so that it costs nothing while there is little of it.
+Run = Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]]
+"""Runs a statement with psycopg2's placeholders, and returns its rows."""
+
 _ACCEPT = """
-    WITH load AS (
-        SELECT (SELECT count(*) FROM reply_jobs WHERE user_id = :user_id) AS in_flight,
-               (SELECT count(*) FROM (SELECT FROM reply_jobs LIMIT :max_backlog) AS counted) AS backlog
-    ), room AS (
-        UPDATE chatrooms
-        SET seq = seq + {count}, message_count = message_count + {count}, updated_at = now(), last_message_at = now(),
-            activity_at = greatest(activity_at, now())
-        FROM load
-        WHERE id = :room_id AND user_id = :user_id
-          AND load.in_flight < :max_in_flight AND load.backlog < :max_backlog
-        RETURNING id, user_id, seq
-    ), {prompt} reply AS (
-        INSERT INTO messages (id, room_id, user_id, seq, message_type, content, status, reply_to, charged_day)
-        SELECT :reply_id, id, user_id, seq, 'ai', '', 'pending', :prompt_id, :charged_day FROM room
-    ), job AS (
-        INSERT INTO reply_jobs (message_id, room_id, user_id, seq, ring_at, request_id)
-        SELECT :reply_id, id, user_id, seq, now() + make_interval(secs => :ring_grace), :request_id FROM room
+    SELECT outcome, decided_at, used_today
+    FROM accept_prompt(
+        %(user_id)s, %(room_id)s, %(prompt_id)s, %(reply_id)s, %(content)s,
+        %(daily_limit)s, %(max_in_flight)s, %(max_backlog)s, %(ring_grace)s, %(request_id)s
     )
-    SELECT load.in_flight, load.backlog, room.seq, now() AS accepted_at FROM load LEFT JOIN room ON true
 """
-_PROMPT = """prompt AS (
-        INSERT INTO messages (id, room_id, user_id, seq, message_type, content, status)
-        SELECT :prompt_id, id, user_id, seq - 1, 'user', :content, 'completed' FROM room
-    ),"""
-_ACCEPT_PROMPT = text(_ACCEPT.format(count=2, prompt=_PROMPT))
-_ACCEPT_AGAIN = text(_ACCEPT.format(count=1, prompt=""))
+"""All of it is one function of the database (docs/decisions/0037), which is called with psycopg2's placeholders."""
 
 
 class TooManyInFlightError(ChatAPIError):
@@ -106,42 +86,42 @@ class AcceptedPrompt:
 
 
 def post_message(user_id: UUID, chatroom_id: str, content: str, keyed: KeyedRequest | None = None) -> AcceptedPrompt:
-    """Accept a prompt. Rows are locked in the order that holds everywhere: user, usage, room, messages, job.
+    """Accept a prompt in a transaction of its own.
 
     Raises `NotFoundError` when the room is not the user's, `DailyLimitReachedError` when a Basic user has no prompt
-    left, `TooManyInFlightError`, `TooBusyError`, and what `claim_key` raises; in each case nothing is stored or counted
-    once the caller rolls back.
+    left, `TooManyInFlightError`, `TooBusyError`, and what `claim_key` raises; in each case nothing is stored or
+    counted.
     """
     room_id = parse_id(chatroom_id, "Chatroom")
+    if keyed is None:
+        return _add(run_alone, user_id, room_id, uuid7(), content)
 
     def accept(reply_id: UUID) -> AcceptedPrompt:
-        charged_day = _charge(user_id, _lock_user(user_id, room_id))
-        prompt_id = uuid7()
-        accepted_at = _insert(_ACCEPT_PROMPT, user_id, room_id, prompt_id, reply_id, charged_day, content=content)
-        times = {"created_at": accepted_at, "updated_at": accepted_at}
-        prompt = Message(id=prompt_id, message_type="user", content=content, status="completed", **times)
-        return AcceptedPrompt(prompt, _pending(reply_id, prompt_id, times))
+        return _add(_run_in_session, user_id, room_id, reply_id, content)
 
-    return _once(user_id, keyed, accept)
+    return in_transaction(lambda: _once(user_id, keyed, accept))
+
+
+def add_message(user_id: UUID, room_id: UUID, content: str) -> AcceptedPrompt:
+    """Accept a prompt as `post_message` does, in the session's transaction; what it raises must end that."""
+    return _add(_run_in_session, user_id, room_id, uuid7(), content)
 
 
 def regenerate(user_id: UUID, chatroom_id: str, message_id: str, keyed: KeyedRequest | None = None) -> AcceptedPrompt:
     """Accept another reply to the prompt that the reply `message_id` answers; it counts as one prompt.
 
-    Raises as `post_message` does, `NotAReplyError` for a prompt, and `NotFinishedError` while a reply to the prompt is
-    under way.
+    It is done in a transaction of its own. Raises as `post_message` does, `NotAReplyError` for a prompt, and
+    `NotFinishedError` while a reply to the prompt is under way.
     """
-    room_id = parse_id(chatroom_id, "Chatroom")
+    room_id = parse_id(chatroom_id, "Message")
 
     def accept(reply_id: UUID) -> AcceptedPrompt:
-        user = _lock_user(user_id, room_id)
+        service.touch_rooms(user_id)
         prompt = _prompt_of(service.find_owned_message(user_id, chatroom_id, message_id))
-        charged_day = _charge(user_id, user)
-        accepted_at = _insert(_ACCEPT_AGAIN, user_id, room_id, prompt.id, reply_id, charged_day)
-        times = {"created_at": accepted_at, "updated_at": accepted_at}
+        times = _accept(_run_in_session, user_id, room_id, prompt.id, reply_id, None)
         return AcceptedPrompt(prompt, _pending(reply_id, prompt.id, times))
 
-    return _once(user_id, keyed, accept)
+    return in_transaction(lambda: _once(user_id, keyed, accept))
 
 
 def announce(accepted: AcceptedPrompt) -> None:
@@ -182,54 +162,54 @@ def _prompt_of(reply: Message) -> Message:
     return db.session.get_one(Message, reply.reply_to)
 
 
-def _lock_user(user_id: UUID, room_id: UUID) -> Any:
-    """Lock the user's row, which comes first in the order, and outdate the cached room list."""
-    user = db.session.execute(
-        update(User)
-        .where(User.id == user_id)
-        .values(rooms_version=User.rooms_version + 1)
-        .returning(
-            User.number_hash,
-            func.coalesce(User.pro_until > func.now(), False).label("is_pro"),
-            select(Chatroom.id).where(Chatroom.id == room_id, Chatroom.user_id == user_id).exists().label("has_room"),
-        )
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    if user is None:
-        raise UnauthorizedError
-    if not user.has_room:
-        raise NotFoundError("Chatroom not found")
-    return user
+def _run_in_session(statement: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+    return db.session.connection().exec_driver_sql(statement, dict(parameters)).all()
 
 
-def _charge(user_id: UUID, user: Any) -> date | None:
-    """Count the prompt; return the day charged, None on Pro."""
-    return None if user.is_pro else quota.consume(user_id, user.number_hash)
+def _add(run: Run, user_id: UUID, room_id: UUID, reply_id: UUID, content: str) -> AcceptedPrompt:
+    prompt_id = uuid7()
+    times = _accept(run, user_id, room_id, prompt_id, reply_id, content)
+    prompt = Message(id=prompt_id, message_type="user", content=content, status="completed", **times)
+    return AcceptedPrompt(prompt, _pending(reply_id, prompt_id, times))
 
 
-def _insert(
-    statement: Any,
-    user_id: UUID,
-    room_id: UUID,
-    prompt_id: UUID,
-    reply_id: UUID,
-    charged_day: date | None,
-    **more: Any,
-) -> Any:
-    """Store what is accepted and return when that was."""
+def _accept(
+    run: Run, user_id: UUID, room_id: UUID, prompt_id: UUID, reply_id: UUID, content: str | None
+) -> dict[str, datetime]:
+    """Store what is accepted, without `content` a reply alone, and return when that was."""
     config = current_app.config
-    bounds = {"max_in_flight": config["MAX_IN_FLIGHT_PER_USER"], "max_backlog": config["MAX_BACKLOG"]}
     ids = {"user_id": user_id, "room_id": room_id, "prompt_id": prompt_id, "reply_id": reply_id}
-    job = {"ring_grace": RING_GRACE_SECONDS, "request_id": current_request_id()}
-    row = db.session.execute(statement, {**ids, **bounds, **job, "charged_day": charged_day, **more}).one()
-    if row.in_flight >= bounds["max_in_flight"]:
-        raise TooManyInFlightError(retry_after=IN_FLIGHT_RETRY_AFTER_SECONDS)
-    if row.backlog >= bounds["max_backlog"]:
-        raise TooBusyError(retry_after=BUSY_RETRY_AFTER_SECONDS)
-    if row.seq is None:
-        raise NotFoundError("Chatroom not found")
-    return row.accepted_at
+    ((outcome, decided_at, used_today),) = run(
+        _ACCEPT,
+        {
+            **{name: str(value) for name, value in ids.items()},
+            "content": content,
+            "daily_limit": config["BASIC_DAILY_PROMPTS"],
+            "max_in_flight": config["MAX_IN_FLIGHT_PER_USER"],
+            "max_backlog": config["MAX_BACKLOG"],
+            "ring_grace": RING_GRACE_SECONDS,
+            "request_id": current_request_id(),
+        },
+    )
+    if outcome != "accepted":
+        raise _refusal(outcome, decided_at, used_today)
+    return {"created_at": decided_at, "updated_at": decided_at}
 
 
-def _pending(reply_id: UUID, prompt_id: UUID, times: dict[str, Any]) -> Message:
+def _refusal(outcome: str, decided_at: datetime, used_today: int) -> ChatAPIError:
+    """Return what is answered for an outcome of `accept_prompt` that stands against it."""
+    match outcome:
+        case "daily_limit_reached":
+            return quota.limit_reached(used_today, decided_at)
+        case "too_many_in_flight":
+            return TooManyInFlightError(retry_after=IN_FLIGHT_RETRY_AFTER_SECONDS)
+        case "too_busy":
+            return TooBusyError(retry_after=BUSY_RETRY_AFTER_SECONDS)
+        case "no_room":
+            return NotFoundError("Chatroom not found")
+        case _:  # The account was erased meanwhile.
+            return UnauthorizedError()
+
+
+def _pending(reply_id: UUID, prompt_id: UUID, times: dict[str, datetime]) -> Message:
     return Message(id=reply_id, message_type="ai", content="", status="pending", reply_to=prompt_id, **times)

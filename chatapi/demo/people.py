@@ -18,7 +18,7 @@ from chatapi.auth.sessions import open_session
 from chatapi.catalogue import catalogue
 from chatapi.chatrooms.endings import Ending, seize_and_end
 from chatapi.chatrooms.models import Chatroom
-from chatapi.chatrooms.prompts import post_message
+from chatapi.chatrooms.prompts import add_message
 from chatapi.chatrooms.service import create_chatroom, touch_rooms
 from chatapi.demo.texts import Room
 from chatapi.errors import ChatAPIError
@@ -113,7 +113,7 @@ def _make_room(user_id: UUID, room: Room) -> UUID:
     )
     model = catalogue().default.model
     for prompt, reply in room.exchanges:
-        accepted = post_message(user_id, str(chatroom.id), prompt)
+        accepted = add_message(user_id, chatroom.id, prompt)
         ending = Ending(
             "completed",
             content=reply,

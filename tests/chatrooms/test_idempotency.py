@@ -175,7 +175,7 @@ def test_request_is_refused_while_the_first_is_still_being_accepted(
 
         def work(index: int) -> Any:
             if index == 1:
-                wait_for(lambda: sql(WAITING, query="UPDATE users%").n, every=0.02)
+                wait_for(lambda: sql(WAITING, query="%accept_prompt%").n, every=0.02)
             answer = send(beside(app, account), room_id, "hello", Idempotency_Key="one")
             if index == 1:
                 other.rollback()

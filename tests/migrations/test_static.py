@@ -69,6 +69,7 @@ def test_migration_has_a_way_back_and_names_its_risks(script: object) -> None:
         "CREATE UNIQUE INDEX CONCURRENTLY uq_mood ON messages (mood)",
         "DROP INDEX CONCURRENTLY IF EXISTS ix_mood",
         "CREATE TABLE moods (id uuid PRIMARY KEY)",
+        "CREATE FUNCTION mood() RETURNS text LANGUAGE plpgsql AS $$ BEGIN\n PERFORM 1;\n RETURN 'well';\nEND $$",
     ],
 )
 def test_statement_passes_when_it_only_adds(migrations: Path, statement: str) -> None:
@@ -104,6 +105,8 @@ RISKY = (
     "DELETE FROM messages",
     "LOCK TABLE messages",
     "VACUUM FULL messages",
+    "CREATE OR REPLACE FUNCTION accept_prompt() RETURNS text LANGUAGE sql RETURN 'no'",
+    "DROP FUNCTION accept_prompt",
     "CREATE TRIGGER t BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION f()",
 )
 
