@@ -20,10 +20,6 @@ from chatapi.errors import RateLimitedError, answer
 from chatapi.extensions import REDIS_OPTIONS, limiter
 from chatapi.redis_nodes import Bound, connect
 
-LIMITER_RETRY_AFTER = "X-Limiter-Retry-After"
-"""Where Flask-Limiter is told to write its Retry-After, which it would put on every answer, also over a refusal's
-own. It goes no further than `drop_limiter_retry_after`."""
-
 KEY_PREFIX = "chatapi:limits:"
 
 MOST_OWN_WINDOWS = 100_000
@@ -133,11 +129,9 @@ def init_limits(app: Flask) -> None:
         RATELIMIT_STORAGE_URI=f"{CountedStorage.STORAGE_SCHEME[0]}://",
         RATELIMIT_STRATEGY="fixed-window",
         RATELIMIT_REQUEST_IDENTIFIER=limited_endpoint,
-        RATELIMIT_HEADERS_ENABLED=True,
-        RATELIMIT_HEADER_RETRY_AFTER=LIMITER_RETRY_AFTER,
     )
     app.extensions["request_counts"] = RequestCounts(app.config["RATE_LIMIT_REDIS_URL"])
-    app.after_request(drop_limiter_retry_after)  # Registered before the limiter's own, so it runs after that.
+    app.after_request(_show_budget)
     limiter.init_app(app)
     app.register_error_handler(RateLimitExceeded, _answer_rate_limited)
 
@@ -150,9 +144,17 @@ def limited_endpoint() -> str:
     return "unlisted" if request.endpoint in (None, "static") else str(request.endpoint)
 
 
-def drop_limiter_retry_after(response: Response) -> Response:
-    """Take the limiter's header off again."""
-    response.headers.pop(LIMITER_RETRY_AFTER, None)
+def _show_budget(response: Response) -> Response:
+    """Say how much of the budget is left, and when it begins anew; Flask-Limiter's way takes longer than its counting.
+
+    It would also put a `Retry-After` on every answer, over a refusal's own.
+    """
+    if "counted" in g:
+        most = current_app.config["RATE_LIMIT_MAX_REQUESTS"]
+        headers = response.headers
+        headers["X-RateLimit-Limit"] = str(most)
+        headers["X-RateLimit-Remaining"] = str(max(0, most - g.counted))
+        headers["X-RateLimit-Reset"] = str(int(g.window_ends_at) + 1)
     return response
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import marshmallow as ma
 from flask import Request, current_app, request
@@ -116,6 +116,11 @@ class ApiBlueprint(Blueprint):  # type: ignore[misc]
     """A flask-smorest blueprint that reads requests strictly."""
 
     ARGUMENTS_PARSER = StrictParser()
+
+    def arguments(self, schema: ma.Schema | type[ma.Schema], **options: Any) -> Callable[[V], V]:
+        """Declare what a route takes. The schema is made once: making one copies each of its fields."""
+        made = schema() if isinstance(schema, type) else schema
+        return cast("Callable[[V], V]", super().arguments(made, **options))
 
     def problems(self, *refusals: ChatAPIError | type[ChatAPIError]) -> Callable[[V], V]:
         """Document the refusals of a route that are its own, each by an example of the one envelope.

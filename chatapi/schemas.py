@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from unicodedata import category
 
-from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields
+from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields, missing
 from marshmallow.validate import Length, Range
 
 MAX_EMAIL_LENGTH = 254
@@ -25,6 +25,26 @@ class ApiSchema(Schema):
 
     class Meta:
         unknown = RAISE
+
+    def _serialize(self, obj: Any, *, many: bool = False) -> Any:
+        """Return `obj` as marshmallow would, in a third of the time: half of a page of messages was spent here.
+
+        What is shown is a dict or has attributes, of exactly a field's name; marshmallow looks for dotted names, for
+        items and for attributes, in five calls for each field of each message.
+        """
+        if many and obj is not None:
+            return [self._serialize(each) for each in obj]
+        is_dict = isinstance(obj, dict)
+        shown = self.dict_class()
+        for name, field in self.dump_fields.items():
+            value = obj.get(name, missing) if is_dict else getattr(obj, name, missing)
+            if value is missing:  # It may have a default, or not be read at all.
+                value = field.serialize(name, obj, accessor=self.get_attribute)
+            else:
+                value = field._serialize(value, name, obj)  # noqa: SLF001 - it is what fields define
+            if value is not missing:
+                shown[field.data_key or name] = value
+        return shown
 
 
 class Text(fields.String):
@@ -143,7 +163,7 @@ class Timestamp(fields.DateTime):
 
 def rfc3339(value: datetime) -> str:
     """Return `value` as RFC 3339 in UTC with `Z` and microseconds."""
-    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return value.astimezone(UTC).isoformat(timespec="microseconds")[: -len("+00:00")] + "Z"
 
 
 class NothingSchema(ApiSchema):

@@ -103,9 +103,14 @@ class Message(Base):
     @property
     def usage(self) -> dict[str, int | None] | None:
         """The tokens that the model counted, None where it said nothing of them."""
-        if self.prompt_tokens is None and self.output_tokens is None:
-            return None
-        return {"prompt_tokens": self.prompt_tokens, "output_tokens": self.output_tokens}
+        return usage_of(self.prompt_tokens, self.output_tokens)
+
+
+def usage_of(prompt_tokens: int | None, output_tokens: int | None) -> dict[str, int | None] | None:
+    """Return the tokens that a model counted, None where it said nothing of them."""
+    if prompt_tokens is None and output_tokens is None:
+        return None
+    return {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
 
 
 class ReplyJob(Base):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Response, jsonify, url_for
+from flask import Response, current_app, url_for
 
 from chatapi.auth.tokens import current_user
 from chatapi.chatrooms import cache, export, search, service
@@ -33,6 +33,8 @@ from chatapi.schemas import DoneSchema
 NO_CHATROOM = NotFoundError("Chatroom not found")
 MODEL_NOT_IN_PLAN = service.ModelNotInPlanError("The model smart is for Pro only; GET /models says which are yours")
 
+_show_page = ChatroomListSchema().dump
+
 blueprint = ApiBlueprint("chatrooms", __name__, url_prefix="/chatroom", description="Chatrooms and their messages")
 
 
@@ -60,16 +62,24 @@ def list_chatrooms(query: dict[str, Any]) -> Response:
     """
     user, q = current_user(), query.pop("q")
     if q is not None:
-        found = search.search_chatrooms(user.id, q, **query)
-        return jsonify(**ChatroomListSchema().dump(found), cached=False)
+        return _page_answer(_page(search.search_chatrooms(user.id, q, **query)), is_cached=False)
     is_first = query["cursor"] is None
     page = cache.load_page(user.id, user.rooms_version, query["limit"]) if is_first else None
     if page is not None:
-        return jsonify(**page, cached=True)
-    page = ChatroomListSchema().dump(service.list_chatrooms(user.id, **query))
+        return _page_answer(page, is_cached=True)
+    page = _page(service.list_chatrooms(user.id, **query))
     if is_first:
         cache.store_page(user.id, user.rooms_version, query["limit"], page)
-    return jsonify(**page, cached=False)
+    return _page_answer(page, is_cached=False)
+
+
+def _page(found: Any) -> str:
+    return current_app.json.dumps(_show_page(found), separators=(",", ":"), sort_keys=False)
+
+
+def _page_answer(page: str, *, is_cached: bool) -> Response:
+    """Return a page with the word on whether it was cached."""
+    return Response(f'{page[:-1]},"cached":{"true" if is_cached else "false"}}}\n', mimetype="application/json")
 
 
 @blueprint.get("/<chatroom_id>")
@@ -81,9 +91,7 @@ def read_chatroom(query: dict[str, Any], chatroom_id: str) -> dict[str, Any]:
 
     Messages come in their order; `before` pages back.
     """
-    room = service.find_chatroom(current_user().id, chatroom_id)
-    page = service.list_messages(room, **query)
-    return {"chatroom": {**service.fields_of(room), "messages": page.messages, "has_more": page.has_more}}
+    return {"chatroom": service.read_chatroom(current_user().id, chatroom_id, **query)}
 
 
 @blueprint.get("/<chatroom_id>/export")

@@ -9,16 +9,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import delete, func, select, tuple_, update
 
 from chatapi.auth.models import User
 from chatapi.catalogue import catalogue, tier_of
-from chatapi.chatrooms.models import Chatroom, Message, ReplyJob
+from chatapi.chatrooms.models import Chatroom, Message, ReplyJob, usage_of
 from chatapi.errors import ChatAPIError, NotFoundError, UnauthorizedError, ValidationFailedError
-from chatapi.extensions import db
+from chatapi.extensions import db, run_alone
 from chatapi.ids import parse_id, uuid7
 from chatapi.schemas import rfc3339
 
@@ -42,12 +42,55 @@ class ChatroomPage:
     next_cursor: str | None
 
 
-@dataclass(frozen=True)
-class MessagePage:
-    """A page of a room's messages in their order, and whether there are older ones."""
+class ShownChatroom(NamedTuple):
+    """A chatroom as it is shown."""
 
-    messages: Sequence[Message]
-    has_more: bool
+    id: str
+    title: str | None
+    description: str | None
+    system_instruction: str | None
+    model: str | None
+    message_count: int
+    last_message_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class ShownMessage(NamedTuple):
+    """A message as it is shown."""
+
+    id: str
+    content: str
+    message_type: str
+    status: str
+    reply_to: str | None
+    error: str | None
+    model: str | None
+    prompt_tokens: int | None
+    output_tokens: int | None
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def usage(self) -> dict[str, int | None] | None:
+        """The tokens that the model counted."""
+        return usage_of(self.prompt_tokens, self.output_tokens)
+
+
+NO_SEQ = 2**63 - 1
+"""More than any message has."""
+
+_ROOM = """
+    SELECT id::text, title, description, system_instruction, model, message_count, last_message_at, created_at,
+           updated_at
+    FROM chatrooms WHERE id = %(room_id)s AND user_id = %(user_id)s
+"""
+_SEQ = "SELECT seq FROM messages WHERE id = %(message_id)s AND room_id = %(room_id)s"
+_NEWEST = """
+    SELECT id::text, content, message_type, status, reply_to::text, error, model, prompt_tokens, output_tokens,
+           created_at, updated_at
+    FROM messages WHERE room_id = %(room_id)s AND seq < %(before_seq)s ORDER BY seq DESC LIMIT %(count)s
+"""
 
 
 def check_model(alias: str | None, *, is_pro: bool) -> None:
@@ -95,23 +138,28 @@ def find_chatroom(user_id: UUID, chatroom_id: str) -> Chatroom:
     return room
 
 
-def list_messages(room: Chatroom, limit: int, before: str | None) -> MessagePage:
-    """Return the newest `limit` messages of the room before the message `before`, in their order."""
-    query = select(Message).where(Message.room_id == room.id)
-    if before is not None:
-        query = query.where(Message.seq < find_message(room, before).seq)
-    newest = db.session.scalars(query.order_by(Message.seq.desc()).limit(limit + 1)).all()
-    return MessagePage(newest[:limit][::-1], has_more=len(newest) > limit)
+def read_chatroom(user_id: UUID, chatroom_id: str, limit: int, before: str | None) -> dict[str, Any]:
+    """Return the user's chatroom with its newest `limit` messages before the message `before`, oldest first.
+
+    What it is for is shown and not changed, so it is rows and no objects that a session keeps. Raises `NotFoundError`
+    as `find_chatroom` does, and when `before` is no message of the room.
+    """
+    room_id = str(parse_id(chatroom_id, "Chatroom"))
+    rooms = run_alone(_ROOM, {"room_id": room_id, "user_id": str(user_id)})
+    if not rooms:
+        raise NotFoundError("Chatroom not found")
+    before_seq = NO_SEQ if before is None else _seq_of(room_id, before)
+    newest = run_alone(_NEWEST, {"room_id": room_id, "before_seq": before_seq, "count": limit + 1})
+    messages = [ShownMessage._make(row) for row in newest[limit - 1 :: -1]]
+    room = ShownChatroom._make(rooms[0])
+    return {**room._asdict(), "messages": messages, "has_more": len(newest) > limit}
 
 
-def find_message(room: Chatroom, message_id: str) -> Message:
-    """Return the room's message of that id, or raise `NotFoundError`."""
-    message = db.session.scalars(
-        select(Message).where(Message.id == parse_id(message_id, "Message"), Message.room_id == room.id)
-    ).one_or_none()
-    if message is None:
+def _seq_of(room_id: str, message_id: str) -> int:
+    found = run_alone(_SEQ, {"room_id": room_id, "message_id": str(parse_id(message_id, "Message"))})
+    if not found:
         raise NotFoundError("Message not found")
-    return message
+    return int(found[0][0])
 
 
 def find_owned_message(user_id: UUID, chatroom_id: str, message_id: str) -> Message:
