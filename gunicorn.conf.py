@@ -18,6 +18,7 @@ from gunicorn.glogging import Logger
 # `gunicorn` as a command, unlike `python -m gunicorn`, reads this file before it adds the folder to the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from chatapi.balance import Loads
 from chatapi.headers import SECURITY_HEADERS
 from chatapi.logs import configure_from
 from config import ConfigError, load_environment, load_settings
@@ -87,6 +88,21 @@ def on_exit(server):
     folder = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", ""))
     if folder.name.startswith("chatapi-metrics-") and not server.reexec_pid and not server.master_pid:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# A reload has twice as many for a while.
+_loads = Loads(2 * workers + 16)
+
+
+def pre_fork(_server, worker):
+    """Let a worker know how many connections the others have."""
+    worker.load = _loads.claim()
+
+
+def child_exit(_server, worker):
+    """Forget one that has ended."""
+    if worker.load:
+        worker.load.free()
 
 
 def post_worker_init(worker):

@@ -1,4 +1,4 @@
-"""The yardstick of requests: a route that does nothing, under gunicorn's own thread worker and the same settings.
+"""The yardstick of requests: a route that does nothing, under the same gunicorn settings.
 
 gunicorn --config bench/bare_conf.py bench.bare:app
 """

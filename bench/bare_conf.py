@@ -1,12 +1,6 @@
-"""How gunicorn serves the yardstick: as many processes and threads as the service has for ordinary requests."""
+"""How gunicorn serves the yardstick: by the service's own settings, worker class and all."""
 
-from config import load_settings
+import runpy
 
-_settings = load_settings()
-
-bind = f"127.0.0.1:{_settings['PORT']}"
-workers = _settings["WEB_CONCURRENCY"]
-worker_class = "gthread"
-threads = _settings["WEB_THREADS"]
-keepalive = 75
-control_socket_disable = True
+globals().update(runpy.run_path("gunicorn.conf.py"))
+del globals()["post_worker_init"]  # It closes what only the service has.

@@ -19,12 +19,15 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from chatapi.arrival import Arrival, State
+from chatapi.balance import Load
 from chatapi.lobby import Lobby
 
 STALL_SECONDS = 15
 """A floor: no read in a thread lasts longer, should gunicorn's parser ever ask for more than has come."""
 
 SWEEP_SECONDS = 0.5
+LEAVE_SECONDS = 0.005
+"""For how long a new connection is left to workers that have fewer; they may be busy, or hang."""
 PIECE_BYTES = 8192
 
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
@@ -50,6 +53,9 @@ class LobbyWorker(ThreadWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         self.when_stopping: Callable[[], None] = lambda: None
         """Called, in any thread, once the worker is to end, whatever the reason; perhaps more than once."""
+        self.load: Load | None = None
+        """Given by the server, where others are to know how many connections this worker has."""
+        self._leaves_until = 0.0
         super().__init__(*args, **options)
 
     @property
@@ -91,6 +97,8 @@ class LobbyWorker(ThreadWorker):  # type: ignore[misc]
         The kernel would connect clients to an open listener as long as the last worker serves its last requests, and
         reset them then. A proxy that is refused a connection turns to another instance.
         """
+        if enabled and self._leaves_until:
+            return
         super().set_accept_enabled(enabled)
         if not enabled and not self.alive:
             for listener in self.sockets:
@@ -103,7 +111,13 @@ class LobbyWorker(ThreadWorker):  # type: ignore[misc]
                 listener.close()
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection."""
+        """Accept a connection, or leave it for a moment to a worker that has fewer."""
+        if self.load and self.alive and not self._leaves_until:
+            self.load.tell(self.nr_conns)
+            if self.load.is_outweighing():
+                self._leaves_until = time.monotonic() + LEAVE_SECONDS
+                self.set_accept_enabled(False)
+                return
         try:
             super().accept(listener)
         except OSError as error:
@@ -149,9 +163,22 @@ class LobbyWorker(ThreadWorker):  # type: ignore[misc]
         else:
             self._lobby.see_off(conn)
 
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """Wait for whatever comes next, and do it; accept what was left to others and is still there."""
+        if self._leaves_until:
+            timeout = min(timeout, max(0.0, self._leaves_until - time.monotonic()))
+        super().wait_for_and_dispatch_events(timeout)
+        if self._leaves_until and time.monotonic() >= self._leaves_until:
+            # More at once the more there are: a thousand are not to come one by one.
+            for listener in self.sockets * (1 + self.nr_conns // 8):
+                self.accept(listener)
+            self._leaves_until = 0.0
+
     def murder_pending(self) -> None:
         """End what has taken too long; called at each turn of the main loop."""
         super().murder_pending()
+        if self.load:
+            self.load.tell(self.nr_conns)
         if time.monotonic() < self._next_sweep_at:
             return
         self._next_sweep_at = time.monotonic() + SWEEP_SECONDS
