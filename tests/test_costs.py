@@ -24,7 +24,7 @@ class Cost(NamedTuple):
 # comes with its BEGIN and its end.
 COSTS = {
     ("GET", "/health/live"): Cost(0, 0),
-    ("GET", "/chatroom"): Cost(1, 2),
+    ("GET", "/chatroom"): Cost(1, 1),
     ("GET", "/chatroom?limit=3"): Cost(4, 3),
     ("GET", "/chatroom?q=hello"): Cost(6, 1),
     ("POST", "/chatroom"): Cost(6, 1),

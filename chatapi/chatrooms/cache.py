@@ -3,10 +3,15 @@
 Its key holds the user's `rooms_version` from PostgreSQL, which every change of the list raises in the change's own
 transaction: what was cached before a change is not found after it, also when a refill raced the change, and also
 when Redis was away meanwhile. Rooms show the alias of what answers in them, so the key knows the catalogue too.
+
+Each process keeps what it has last read or stored for a while: the version it is asked for tells it, as it would tell
+Redis, that it is right.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import cast
 from uuid import UUID
 
@@ -17,18 +22,54 @@ from chatapi.catalogue import catalogue
 from chatapi.extensions import NodesCache, cache
 
 CACHE_TTL_SECONDS = 300
+OWN_TTL_SECONDS = 30
+MOST_OWN_CHARACTERS = 4_000_000
+"""Of all pages that a process keeps."""
 PAGE_BEGINS = '{"chatrooms":'
 """Anything else under a page's key is somebody else's."""
 
 
+class OwnPages:
+    """Pages that this process has, the oldest first."""
+
+    def __init__(self) -> None:
+        self._pages: dict[str, tuple[float, str]] = {}
+        self._characters = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> str | None:
+        """Return a page that is not too old."""
+        ends_at, page = self._pages.get(key, (0.0, None))
+        return page if time.monotonic() < ends_at else None
+
+    def put(self, key: str, page: str) -> None:
+        """Keep a page, and give up the oldest ones for it."""
+        with self._lock:
+            self._drop(key)
+            self._pages[key] = (time.monotonic() + OWN_TTL_SECONDS, page)
+            self._characters += len(page)
+            while self._characters > MOST_OWN_CHARACTERS:
+                self._drop(next(iter(self._pages)))
+
+    def _drop(self, key: str) -> None:
+        _, page = self._pages.pop(key, (0.0, ""))
+        self._characters -= len(page)
+
+
 def load_page(user_id: UUID, rooms_version: int, limit: int) -> str | None:
     """Return the cached page, or None when there is none, or no Redis."""
+    key = _key(user_id, rooms_version, limit)
+    own = _own().get(key)
+    if own is not None:
+        return own
     try:
-        key = _key(user_id, rooms_version, limit)
         page = _breaker().call(lambda: cache.get(key), _place_of(key))
     except CircuitOpenError:
         return None
-    return page if isinstance(page, str) and page.startswith(PAGE_BEGINS) else None
+    if not isinstance(page, str) or not page.startswith(PAGE_BEGINS):
+        return None
+    _own().put(key, page)
+    return page
 
 
 def store_page(user_id: UUID, rooms_version: int, limit: int, page: str) -> None:
@@ -36,8 +77,9 @@ def store_page(user_id: UUID, rooms_version: int, limit: int, page: str) -> None
 
     It is kept as it is sent: reading it, only to write it again, would take longer than all else about it.
     """
+    key = _key(user_id, rooms_version, limit)
+    _own().put(key, page)
     try:
-        key = _key(user_id, rooms_version, limit)
         _breaker().call(lambda: cache.set(key, page, timeout=CACHE_TTL_SECONDS), _place_of(key))
     except CircuitOpenError:
         return
@@ -45,6 +87,11 @@ def store_page(user_id: UUID, rooms_version: int, limit: int, page: str) -> None
 
 def _place_of(key: str) -> str:
     return cast("NodesCache", cache.cache).place_of(key)
+
+
+def _own() -> OwnPages:
+    own: dict[str, OwnPages] = current_app.extensions
+    return own.setdefault("own_pages", OwnPages())
 
 
 def _breaker() -> RedisBreaker:

@@ -10,6 +10,7 @@ import pytest
 import redis
 from flask import Flask
 
+from chatapi.chatrooms.cache import OwnPages
 from tests.support import Account, Services, race
 
 UNKNOWN = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -104,9 +105,10 @@ def test_list_is_right_after_every_change_when_readers_race_the_writer(app: Flas
     assert seen == [(step, [str(step)]) for step in range(1, 31)]
 
 
-def test_pickle_planted_in_the_cache_is_not_loaded(services: Services, account: Account) -> None:
+def test_pickle_planted_in_the_cache_is_not_loaded(app: Flask, services: Services, account: Account) -> None:
     account.open_room(title="real")
     listed(account)
+    app.extensions["own_pages"] = OwnPages()  # As in a process that has not seen the page yet.
     with redis.Redis.from_url(services.environ["REDIS_URL"]) as planted:
         keys = list(planted.scan_iter(f"chatapi:cache:rooms:{account.id}:*"))
         assert len(keys) == 1
