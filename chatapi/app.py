@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Flask
@@ -38,13 +38,21 @@ PROTECTED = (sessions, users, chatrooms, messages, models, subscriptions)
 MIGRATIONS = ROOT / "migrations"
 
 
+class _Application(Flask):
+    """Flask, in which nothing is asynchronous."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `func` without a look: Flask inspects each function that it calls, some twenty for a request."""
+        return func
+
+
 def create_app(environ: Mapping[str, str] | None = None) -> Flask:
     """Return the application that `environ` (default: the process's environment) describes.
 
     Raises `ConfigError` naming every fault of the environment.
     """
     settings = load_settings(environ)
-    app = Flask(__name__)
+    app = _Application(__name__)
     app.url_map.merge_slashes = False  # An empty segment is no other address, and a redirect no answer of ours.
     app.config.from_mapping(settings)
     app.config.from_mapping(_framework_settings(settings))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, cast
 
@@ -151,10 +152,9 @@ def _show_budget(response: Response) -> Response:
     """
     if "counted" in g:
         most = current_app.config["RATE_LIMIT_MAX_REQUESTS"]
-        headers = response.headers
-        headers["X-RateLimit-Limit"] = str(most)
-        headers["X-RateLimit-Remaining"] = str(max(0, most - g.counted))
-        headers["X-RateLimit-Reset"] = str(int(g.window_ends_at) + 1)
+        response.headers.add("X-RateLimit-Limit", str(most))
+        response.headers.add("X-RateLimit-Remaining", str(max(0, most - g.counted)))
+        response.headers.add("X-RateLimit-Reset", str(int(g.window_ends_at) + 1))
     return response
 
 
@@ -163,6 +163,7 @@ def _answer_rate_limited(_error: RateLimitExceeded) -> Response:
     return answer(RateLimitedError(retry_after=max(1, wait)))
 
 
+@lru_cache(maxsize=10_000)
 def client_network(address: str | None) -> str:
     """Return what stands for a client's address in limits: IPv4 as it is, IPv6 by its /64, which one client owns.
 

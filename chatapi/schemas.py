@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 from unicodedata import category
 
 from marshmallow import INCLUDE, RAISE, Schema, ValidationError, fields, missing
@@ -26,11 +26,14 @@ class ApiSchema(Schema):
     class Meta:
         unknown = RAISE
 
+    LEFT_OUT_WHEN_NULL: ClassVar[frozenset[str]] = frozenset()
+    """Members that are there only when there is something to say."""
+
     def _serialize(self, obj: Any, *, many: bool = False) -> Any:
-        """Return `obj` as marshmallow would, in a third of the time: half of a page of messages was spent here.
+        """Return `obj` as marshmallow would, in a fifth of the time: half of a page of messages was spent here.
 
         What is shown is a dict or has attributes, of exactly a field's name; marshmallow looks for dotted names, for
-        items and for attributes, in five calls for each field of each message.
+        items and for attributes, in five calls for each field of each message. Text is shown as it is.
         """
         if many and obj is not None:
             return [self._serialize(each) for each in obj]
@@ -40,8 +43,10 @@ class ApiSchema(Schema):
             value = obj.get(name, missing) if is_dict else getattr(obj, name, missing)
             if value is missing:  # It may have a default, or not be read at all.
                 value = field.serialize(name, obj, accessor=self.get_attribute)
-            else:
+            elif not (type(value) is str and type(field) in TEXTS):
                 value = field._serialize(value, name, obj)  # noqa: SLF001 - it is what fields define
+            if value is None and name in self.LEFT_OUT_WHEN_NULL:
+                continue
             if value is not missing:
                 shown[field.data_key or name] = value
         return shown
@@ -163,7 +168,12 @@ class Timestamp(fields.DateTime):
 
 def rfc3339(value: datetime) -> str:
     """Return `value` as RFC 3339 in UTC with `Z` and microseconds."""
-    return value.astimezone(UTC).isoformat(timespec="microseconds")[: -len("+00:00")] + "Z"
+    in_utc = value if value.tzinfo is UTC else value.astimezone(UTC)
+    return in_utc.isoformat(timespec="microseconds")[: -len("+00:00")] + "Z"
+
+
+TEXTS = frozenset({fields.String, fields.UUID, Text, Name})
+"""Fields that show text as it is."""
 
 
 class NothingSchema(ApiSchema):

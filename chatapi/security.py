@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -18,7 +18,11 @@ from chatapi.errors import BadRequestError
 from chatapi.headers import DOCS_POLICY, SECURITY_HEADERS
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from types import TracebackType
+
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None] | None
 
 SEND_TIMEOUT_SECONDS = 30
 """For each piece of an answer: who reads more slowly than a few kilobytes a second is cut off."""
@@ -74,7 +78,8 @@ def init_security(app: Flask) -> None:
     """Guard the edge of `app`, whose request ids must be there already: what is refused here has one too."""
     if app.config["TRUSTED_PROXIES"]:
         app.wsgi_app = TrustedProxies(app.wsgi_app, app.config["TRUSTED_PROXIES"])  # type: ignore[method-assign]
-    app.after_request(set_security_headers)
+    app.wsgi_app = SecurityHeaders(app.wsgi_app)  # type: ignore[method-assign]
+    app.after_request(set_cache_headers)
     app.after_request(limit_send_time)
     app.before_request(refuse_strange_host)
     if app.config["CORS_ORIGINS"]:
@@ -83,13 +88,38 @@ def init_security(app: Flask) -> None:
         log.warning("trusted_hosts_unset")
 
 
-def set_security_headers(response: Response) -> Response:
-    """Tell browsers what they may do with an answer, and everybody not to keep it: most of them are somebody's own."""
-    response.headers.update(SECURITY_HEADERS)
+class SecurityHeaders:
+    """WSGI middleware that tells browsers what they may do with an answer.
+
+    Werkzeug looks through all headers for each one that is set, which for so many is a tenth of a short request.
+    """
+
+    def __init__(self, application: WSGIApplication) -> None:
+        self._application = application
+        self._headers = list(SECURITY_HEADERS.items())
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def start(
+            status: str, headers: list[tuple[str, str]], exc_info: ExceptionInfo = None, /
+        ) -> Callable[[bytes], object]:
+            given = {name for name, _ in headers}
+            return start_response(
+                status, [*headers, *(each for each in self._headers if each[0] not in given)], exc_info
+            )
+
+        return self._application(environ, start)
+
+
+def set_cache_headers(response: Response) -> Response:
+    """Tell everybody not to keep an answer: most of them are somebody's own. The docs have a policy of their own."""
     if request.endpoint == "service.docs":
         response.headers["Content-Security-Policy"] = DOCS_POLICY
-    if request.endpoint not in PUBLIC_FILES:
+    if request.endpoint in PUBLIC_FILES:
+        return response
+    if "Cache-Control" in response.headers:
         response.cache_control.no_store = True
+    else:
+        response.headers.add("Cache-Control", "no-store")
     return response
 
 

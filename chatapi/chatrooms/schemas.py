@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from marshmallow import ValidationError, fields, post_dump, validate
+from marshmallow import ValidationError, fields, validate
 
 from chatapi.catalogue import TIERS, catalogue
 from chatapi.schemas import ApiSchema, Name, QueryCount, Text, Timestamp
@@ -66,6 +66,8 @@ class UsageSchema(ApiSchema):
 class MessageSchema(ApiSchema):
     """A prompt or a reply; `error`, `model` and `usage` are there only when there is something to say."""
 
+    LEFT_OUT_WHEN_NULL = frozenset({"error", "model", "usage"})
+
     id = fields.UUID(required=True)
     content = fields.String(required=True)
     message_type = fields.String(required=True, validate=validate.OneOf(["user", "ai"]))
@@ -78,14 +80,6 @@ class MessageSchema(ApiSchema):
     usage = fields.Nested(UsageSchema)
     created_at = Timestamp(required=True)
     updated_at = Timestamp(required=True)
-
-    @post_dump
-    def drop_absent(self, shown: dict[str, Any], **_options: Any) -> dict[str, Any]:
-        """Leave out the optional members that are null."""
-        for name in ("error", "model", "usage"):
-            if shown.get(name) is None:
-                shown.pop(name, None)
-        return shown
 
 
 class ChatroomAnswerSchema(ApiSchema):
