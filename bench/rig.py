@@ -96,7 +96,9 @@ class Rig:
             self.__exit__()
             raise
         # For what is made ready beside what is measured: people, rooms, prompts that wait.
-        self.app: Flask = create_app({**self.environ, "APP_ENV": "development", "OTP_DELIVERY": "echo"})
+        self.app: Flask = create_app(
+            {**self.environ, "APP_ENV": "development", "OTP_DELIVERY": "echo", "LOG_LEVEL": "warning"}
+        )
         return self
 
     def __exit__(self, *exception: object) -> None:

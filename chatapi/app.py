@@ -21,10 +21,11 @@ from chatapi.chatrooms.routes import blueprint as chatrooms
 from chatapi.database_waits import CONNECT_SECONDS, SERVER_BOUNDS, BoundedConnection, init_database_waits
 from chatapi.debug_logs import init_debug_logs
 from chatapi.errors import register_error_handlers
-from chatapi.extensions import REDIS_OPTIONS, JSONCacheSerializer, api, cache, db, migrate
+from chatapi.extensions import REDIS_OPTIONS, JSONCacheSerializer, api, cache, db
 from chatapi.logs import configure_from
 from chatapi.metering import init_metering
-from chatapi.readiness import init_readiness, read_revisions
+from chatapi.migrating import init_migrations, read_revisions
+from chatapi.readiness import init_readiness
 from chatapi.subscriptions.gateway import init_gateway
 from chatapi.subscriptions.routes import blueprint as subscriptions
 from chatapi.subscriptions.webhook_routes import blueprint as webhook
@@ -115,7 +116,7 @@ def _framework_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _init_extensions(app: Flask) -> None:
     db.init_app(app)
     init_database_waits(app)
-    migrate.init_app(app, db, directory=str(MIGRATIONS))
+    init_migrations(app, MIGRATIONS)
     init_tokens(app)
     cache.init_app(app)
     init_broker(app)

@@ -17,7 +17,6 @@ from flask_caching import Cache
 from flask_caching.backends.rediscache import RedisCache
 from flask_jwt_extended import JWTManager
 from flask_limiter import Limiter
-from flask_migrate import Migrate
 from flask_smorest import Api
 from flask_sqlalchemy import SQLAlchemy
 from psycopg2.extensions import connection as PGConnection  # noqa: N812
@@ -118,7 +117,6 @@ def request_budget() -> str:
 # Objects outlive their transaction as they were in it: reading them again after the commit would cost a round trip,
 # show what others did since, and fail for what they deleted.
 db = SQLAlchemy(metadata=Base.metadata, session_options={"expire_on_commit": False})
-migrate = Migrate()
 jwt = JWTManager()
 limiter = Limiter(key_func=rate_limit_key, application_limits=[request_budget])
 cache = Cache()

@@ -9,11 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
-from alembic.script import ScriptDirectory
 from flask import Flask, current_app
 from sqlalchemy import text
 
@@ -26,14 +23,6 @@ PROBE_SECONDS = 5
 
 CHECK_BUDGET_SECONDS = 0.8
 """Readiness answers within a second, whatever hangs."""
-
-
-@dataclass(frozen=True)
-class Revisions:
-    """The migrations that this code comes with."""
-
-    known: frozenset[str]
-    head: str | None
 
 
 class _Question:
@@ -88,12 +77,6 @@ def run_checks() -> dict[str, str]:
     for question in questions.values():
         question.is_answered.wait(max(0.0, deadline - time.monotonic()))
     return {name: question.answer for name, question in questions.items()}
-
-
-def read_revisions(migrations: Path) -> Revisions:
-    """Return what the migrations folder holds."""
-    scripts = ScriptDirectory(str(migrations))
-    return Revisions(frozenset(each.revision for each in scripts.walk_revisions()), scripts.get_current_head())
 
 
 def _check_postgresql() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from chatapi.doctor.findings import Finding, failed, ok, warning
@@ -15,6 +14,8 @@ MIGRATIONS = ROOT / "migrations"
 
 def check_schema(connection: Connection) -> Iterator[Finding]:
     """Yield how the schema stands to the migrations of this code."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - web processes know this command, and not Alembic
+
     name, upgrade = "migrations", "Run `flask db upgrade` (it is safe while the service runs)."
     scripts = ScriptDirectory(str(MIGRATIONS))
     heads, known = scripts.get_heads(), [each.revision for each in scripts.walk_revisions()]
