@@ -16,7 +16,7 @@ from redis.client import Pipeline
 from sqlalchemy import event, text
 
 from chatapi import access_log, debug_logs
-from chatapi.extensions import db
+from chatapi.extensions import db, run_alone
 from tests.support import Account, Services
 
 Lines = Callable[[str], list[dict[str, Any]]]
@@ -131,6 +131,21 @@ def test_statements_are_shown_at_debug_without_their_values(debug_app: Flask, li
     assert not any(secret in json.dumps(shown) for secret in ("15550001111", "grandmother", "\n"))
 
 
+def test_statements_that_go_past_sessions_are_shown_at_debug_without_their_values(
+    debug_app: Flask, lines: Lines
+) -> None:
+    with debug_app.app_context():
+        run_alone("SELECT %(secret)s::text", {"secret": "grandmother"})
+        with pytest.raises(Exception, match="division by zero"):
+            run_alone("SELECT 1 / %(zero)s::int", {"zero": "0"})
+
+    well, failed = lines("sql")
+    assert (well["statement"], failed["statement"]) == ("SELECT %(secret)s::text", "SELECT 1 / %(zero)s::int")
+    assert well["milliseconds"] >= 0
+    assert (failed["sqlstate"], failed["reason"]) == ("22012", "DivisionByZero")
+    assert "grandmother" not in json.dumps([well, failed])
+
+
 def test_statement_that_failed_is_shown_at_debug_without_its_values(debug_app: Flask, lines: Lines) -> None:
     with debug_app.app_context(), pytest.raises(Exception, match="division by zero"):
         db.session.execute(text("SELECT 1 / CAST(:zero AS int)"), {"zero": "0"})
@@ -173,5 +188,6 @@ def test_redis_command_is_shown_with_keys_and_nothing_else(arguments: tuple[Any,
 def test_nothing_is_watched_at_other_levels(app: Flask) -> None:
     with app.app_context():
         assert not event.contains(db.engine, "before_cursor_execute", debug_logs._begin_statement)
+    assert "watched_cursor" not in app.extensions
     assert not hasattr(redis.Redis.execute_command, "is_watched")
     assert not hasattr(Pipeline.execute, "is_watched")
