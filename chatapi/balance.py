@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 from multiprocessing.sharedctypes import RawArray
 
-FREE, STARTING = -1, -2
+FREE, ABSENT = -1, -2
+"""A place that no worker has, and one whose worker does not accept connections: not yet, or no more."""
 MARGIN = 2
 """Connections that a worker may have more than another, before it leaves the next to it."""
 
@@ -24,7 +25,7 @@ class Loads:
         """Return a new worker's, None if there are more workers than were reckoned with."""
         for index, count in enumerate(self._counts):
             if count == FREE:
-                self._counts[index] = STARTING
+                self._counts[index] = ABSENT
                 return Load(self._counts, index)
         return None
 
@@ -40,10 +41,13 @@ class Load:
         """Say how many connections the worker has."""
         self._counts[self._index] = count
 
-    def is_outweighing(self) -> bool:
-        """Return whether there is a worker that has clearly less."""
-        mine = self._counts[self._index]
-        return any(0 <= count <= mine - MARGIN for count in self._counts)
+    def least_of_others(self, mine: int) -> int:
+        """Return how many connections the worker has that has the fewest, `mine` if none has fewer."""
+        return min([mine, *(count for count in self._counts if count >= 0)])
+
+    def retire(self) -> None:
+        """Say that the worker takes no more connections."""
+        self._counts[self._index] = ABSENT
 
     def free(self) -> None:
         """Forget a worker that has ended."""

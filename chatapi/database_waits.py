@@ -150,8 +150,8 @@ def _note_end(connection: BoundedConnection | None, record: Any) -> None:
 def _begin_use(connection: BoundedConnection, record: Any, _proxy: Any) -> None:
     """Find out if the server is still there; if not, the pool makes all its connections anew."""
     used_at = record.info.get(_USED_AT)
-    is_known = used_at is None or time.monotonic() < used_at + UNASKED_SECONDS
-    if _has_news(connection) or not is_known:
+    # One that has just been made is not asked: if it is broken too, that is no matter of making all anew.
+    if used_at is not None and (_has_news(connection) or time.monotonic() >= used_at + UNASKED_SECONDS):
         connection.patience_seconds = PING_SECONDS
         try:
             db.engine.dialect.do_ping(cast("Any", connection))

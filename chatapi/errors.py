@@ -14,6 +14,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 DATABASE_RETRY_AFTER_SECONDS = 2
+SCHEMA_RETRY_AFTER_SECONDS = 30
+UNDEFINED_FUNCTION = "42883"
+"""The schema is older than the code: `flask db upgrade` adds what is called."""
 
 log = structlog.get_logger(__name__)
 
@@ -210,7 +213,8 @@ def _answer_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
     """Answer 503 while PostgreSQL is away or too busy: what was asked for was not done, or not surely done."""
     if not isinstance(error, PoolTimeoutError | OperationalError) and not error.connection_invalidated:
         log_database_error(error)
-        return answer(ChatAPIError())
+        is_behind = getattr(error.orig, "pgcode", None) == UNDEFINED_FUNCTION
+        return answer(ServiceUnavailableError(retry_after=SCHEMA_RETRY_AFTER_SECONDS) if is_behind else ChatAPIError())
     log.warning("database_unavailable", reason=type(error).__name__)
     return answer(ServiceUnavailableError(retry_after=DATABASE_RETRY_AFTER_SECONDS))
 

@@ -15,7 +15,8 @@ from flask.cli import AppGroup
 from chatapi.extensions import db
 
 _REVISION = re.compile(r"""^revision(?:: str)? = ["'](\w+)["']""", re.MULTILINE)
-_DOWN_REVISION = re.compile(r"""^down_revision(?:: [^=]+)? = ["'](\w+)["']""", re.MULTILINE)
+_DOWN_REVISION = re.compile(r"""^down_revision(?:: [^=]+)? = (.*)$""", re.MULTILINE)
+_QUOTED = re.compile(r"""["'](\w+)["']""")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ def read_revisions(migrations: Path) -> Revisions:
     """Return what the migrations folder holds, from what is written there."""
     texts = [path.read_text() for path in (migrations / "versions").glob("*.py")]
     known = frozenset(revision for text in texts for revision in _REVISION.findall(text))
-    heads = list(known - {revision for text in texts for revision in _DOWN_REVISION.findall(text)})
+    built_on = {
+        revision for text in texts for line in _DOWN_REVISION.findall(text) for revision in _QUOTED.findall(line)
+    }
+    heads = list(known - built_on)
     return Revisions(known, heads[0] if len(heads) == 1 else None)
 
 

@@ -19,7 +19,7 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from chatapi.arrival import Arrival, State
-from chatapi.balance import Load
+from chatapi.balance import MARGIN, Load
 from chatapi.lobby import Lobby
 
 STALL_SECONDS = 15
@@ -28,6 +28,8 @@ STALL_SECONDS = 15
 SWEEP_SECONDS = 0.5
 LEAVE_SECONDS = 0.005
 """For how long a new connection is left to workers that have fewer; they may be busy, or hang."""
+TAKE_SECONDS = 0.05
+"""For how long nothing is left to a worker that has not stirred."""
 PIECE_BYTES = 8192
 
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
@@ -55,7 +57,8 @@ class LobbyWorker(ThreadWorker):  # type: ignore[misc]
         """Called, in any thread, once the worker is to end, whatever the reason; perhaps more than once."""
         self.load: Load | None = None
         """Given by the server, where others are to know how many connections this worker has."""
-        self._leaves_until = 0.0
+        self._leaves_until, self._takes_until = 0.0, 0.0
+        self._least = 0
         super().__init__(*args, **options)
 
     @property
@@ -112,12 +115,9 @@ class LobbyWorker(ThreadWorker):  # type: ignore[misc]
 
     def accept(self, listener: Any) -> None:
         """Accept a connection, or leave it for a moment to a worker that has fewer."""
-        if self.load and self.alive and not self._leaves_until:
-            self.load.tell(self.nr_conns)
-            if self.load.is_outweighing():
-                self._leaves_until = time.monotonic() + LEAVE_SECONDS
-                self.set_accept_enabled(False)
-                return
+        if self._begins_to_leave():
+            self.set_accept_enabled(False)
+            return
         try:
             super().accept(listener)
         except OSError as error:
@@ -165,20 +165,18 @@ class LobbyWorker(ThreadWorker):  # type: ignore[misc]
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Wait for whatever comes next, and do it; accept what was left to others and is still there."""
-        if self._leaves_until:
+        if self._leaves_until and self.alive:
             timeout = min(timeout, max(0.0, self._leaves_until - time.monotonic()))
         super().wait_for_and_dispatch_events(timeout)
-        if self._leaves_until and time.monotonic() >= self._leaves_until:
-            # More at once the more there are: a thousand are not to come one by one.
-            for listener in self.sockets * (1 + self.nr_conns // 8):
-                self.accept(listener)
+        if self._leaves_until and self.alive and time.monotonic() >= self._leaves_until:
+            self._take_what_was_left()
             self._leaves_until = 0.0
 
     def murder_pending(self) -> None:
         """End what has taken too long; called at each turn of the main loop."""
         super().murder_pending()
         if self.load:
-            self.load.tell(self.nr_conns)
+            self.load.tell(self.nr_conns) if self.alive else self.load.retire()
         if time.monotonic() < self._next_sweep_at:
             return
         self._next_sweep_at = time.monotonic() + SWEEP_SECONDS
@@ -186,6 +184,27 @@ class LobbyWorker(ThreadWorker):  # type: ignore[misc]
             self._lobby.sweep()
         else:
             self._lobby.sweep(silent_until=self._stopped_at + STOP_KEEPALIVE_LINGER)
+
+    def _begins_to_leave(self) -> bool:
+        now = time.monotonic()
+        if self.load is None or not self.alive or self._leaves_until or now < self._takes_until:
+            return False
+        self.load.tell(self.nr_conns)
+        self._least = self.load.least_of_others(self.nr_conns)
+        if self._least > self.nr_conns - MARGIN:
+            return False
+        self._leaves_until = now + LEAVE_SECONDS
+        return True
+
+    def _take_what_was_left(self) -> None:
+        """Accept some of what is still there, the more the more there are: a thousand are not to come one by one."""
+        before = self.nr_conns
+        for _ in range(1 + before // 8):
+            for listener in self.sockets:
+                if self.nr_conns < self.worker_connections:
+                    self.accept(listener)
+        if self.load and self.nr_conns > before and self.load.least_of_others(before) == self._least:
+            self._takes_until = time.monotonic() + TAKE_SECONDS
 
     def _serve(self, conn: Any, arrival: Arrival) -> None:
         conn.arrival = arrival

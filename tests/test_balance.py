@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatapi.balance import MARGIN, Load, Loads
+from chatapi.balance import Load, Loads
 
 
 def loads_of(*counts: int) -> list[Load]:
@@ -19,27 +19,28 @@ def loads_of(*counts: int) -> list[Load]:
 
 
 @pytest.mark.parametrize(
-    ("counts", "outweighs"),
-    [
-        ([9], False),
-        ([5, 5], False),
-        ([5, 5 - MARGIN + 1], False),
-        ([5, 5 - MARGIN], True),
-        ([5, 9, 0], True),
-        ([0, 0], False),
-    ],
+    ("counts", "least"),
+    [([9], 9), ([5, 5], 5), ([5, 4], 4), ([5, 9, 0], 0), ([0, 3], 0)],
 )
-def test_worker_outweighs_when_another_has_clearly_less(counts: list[int], *, outweighs: bool) -> None:
-    assert loads_of(*counts)[0].is_outweighing() == outweighs
+def test_least_is_that_of_the_worker_with_the_fewest(counts: list[int], least: int) -> None:
+    assert loads_of(*counts)[0].least_of_others(counts[0]) == least
 
 
 def test_worker_that_has_ended_is_nobody_to_leave_anything_to() -> None:
     one, other = loads_of(50, 0)
-    assert one.is_outweighing()
+    assert one.least_of_others(50) == 0
 
     other.free()
 
-    assert not one.is_outweighing()
+    assert one.least_of_others(50) == 50
+
+
+def test_worker_that_ends_is_nobody_to_leave_anything_to() -> None:
+    one, other = loads_of(50, 0)
+
+    other.retire()
+
+    assert one.least_of_others(50) == 50
 
 
 def test_worker_that_still_loads_is_nobody_to_leave_anything_to() -> None:
@@ -49,7 +50,7 @@ def test_worker_that_still_loads_is_nobody_to_leave_anything_to() -> None:
     assert starting
     one.tell(50)
 
-    assert not one.is_outweighing()
+    assert one.least_of_others(50) == 50
 
 
 def test_places_are_given_out_again_and_no_more_than_there_are() -> None:

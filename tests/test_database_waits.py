@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
@@ -23,7 +24,7 @@ from chatapi import database_waits, extensions
 from chatapi.database_waits import BoundedConnection, ConnectRest, DatabaseSilentError, patient_statements
 from chatapi.dev.embedded import EmbeddedPostgres, free_port
 from chatapi.extensions import db, run_alone
-from tests.support import Services
+from tests.support import Account, Services
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -308,3 +309,45 @@ def test_deadlock_of_a_statement_that_runs_alone_is_tried_again(monkeypatch: pyt
 
     assert run_alone("SELECT 1", {}) == [(1,)]
     assert len(tried) == extensions.MAX_TRANSACTION_ATTEMPTS
+
+
+def test_caller_whose_row_is_locked_away_is_given_up_by_postgresql_too(
+    app: Flask, account: Account, services: Services
+) -> None:
+    """It would go on waiting for the lock, on a connection that nobody has any more, while the pool makes another."""
+    with psycopg2.connect(services.environ["DATABASE_URL"]) as locking, locking.cursor() as cursor:
+        cursor.execute("LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE")
+        began = time.monotonic()
+        answer = account.call("GET", "/chatroom")
+        seconds = time.monotonic() - began
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        waiting = cursor.fetchone()
+
+    assert (answer.status_code, waiting) == (503, (0,))
+    assert int(answer.headers["Retry-After"]) > 0
+    assert seconds < 4
+    assert account.call("GET", "/chatroom").status_code == 200
+
+
+def test_broken_connection_that_was_just_made_is_left_to_its_first_statement(services: Services) -> None:
+    """Asked about a second one too, the pool would give up with an error that is none of PostgreSQL's."""
+    connection = connect(services.environ["DATABASE_URL"])
+    connection.close()
+
+    database_waits._begin_use(connection, SimpleNamespace(info={}), None)
+
+    assert connection.closed
+
+
+def test_answer_is_503_while_the_schema_is_older_than_the_code(make_app: Callable[..., Flask]) -> None:
+    app = make_app()
+
+    @app.get("/older")
+    def older() -> str:
+        run_alone("SELECT function_of_the_next_migration()", {})
+        return "never"
+
+    answer = app.test_client().get("/older")
+
+    assert (answer.status_code, answer.get_json()["error"]) == (503, "service_unavailable")
+    assert int(answer.headers["Retry-After"]) > 0

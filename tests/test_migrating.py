@@ -44,6 +44,7 @@ def test_revisions_are_those_that_alembic_finds() -> None:
         ({}, None),
         ({"1": "None", "2": '"1"'}, "2"),
         ({"1": "None", "2": '"1"', "3": '"1"'}, None),
+        ({"1": "None", "2": '"1"', "3": '"1"', "4": '("2", "3")'}, "4"),
     ],
 )
 def test_head_is_the_one_revision_that_no_other_builds_on(

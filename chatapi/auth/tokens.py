@@ -36,10 +36,8 @@ CALLER_PATIENCE_SECONDS = 2.0
 """For PostgreSQL to find the caller, which takes it no time: if it stands still, that is noticed here."""
 
 _CALLER = """
-    SELECT account.rooms_version, coalesce(account.pro_until > now(), false)
-    FROM users AS account JOIN sessions AS session ON session.user_id = account.id
-    WHERE account.id = %(user_id)s AND session.id = %(session_id)s
-      AND account.disabled_at IS NULL AND account.session_version = %(session_version)s
+    SELECT rooms_version, is_pro FROM find_caller(%(user_id)s, %(session_id)s, %(session_version)s)
+    WHERE rooms_version IS NOT NULL
 """
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import islice
 from typing import cast
 from uuid import UUID
 
@@ -23,8 +24,10 @@ from chatapi.extensions import NodesCache, cache
 
 CACHE_TTL_SECONDS = 300
 OWN_TTL_SECONDS = 30
-MOST_OWN_CHARACTERS = 4_000_000
-"""Of all pages that a process keeps."""
+MOST_OWN_BYTES = 4_000_000
+"""Of all pages that a process keeps, about."""
+ENTRY_BYTES = 400
+"""What a page takes beside its text."""
 PAGE_BEGINS = '{"chatrooms":'
 """Anything else under a page's key is somebody else's."""
 
@@ -34,8 +37,11 @@ class OwnPages:
 
     def __init__(self) -> None:
         self._pages: dict[str, tuple[float, str]] = {}
-        self._characters = 0
+        self._bytes = 0
         self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._pages)
 
     def get(self, key: str) -> str | None:
         """Return a page that is not too old."""
@@ -43,17 +49,21 @@ class OwnPages:
         return page if time.monotonic() < ends_at else None
 
     def put(self, key: str, page: str) -> None:
-        """Keep a page, and give up the oldest ones for it."""
+        """Keep a page; those that are too old go, and the oldest ones as long as there are too many."""
+        now = time.monotonic()
         with self._lock:
             self._drop(key)
-            self._pages[key] = (time.monotonic() + OWN_TTL_SECONDS, page)
-            self._characters += len(page)
-            while self._characters > MOST_OWN_CHARACTERS:
+            self._pages[key] = (now + OWN_TTL_SECONDS, page)
+            self._bytes += len(page) + ENTRY_BYTES
+            for oldest, (ends_at, _) in list(islice(self._pages.items(), 8)):
+                if now >= ends_at:
+                    self._drop(oldest)
+            while self._bytes > MOST_OWN_BYTES:
                 self._drop(next(iter(self._pages)))
 
     def _drop(self, key: str) -> None:
-        _, page = self._pages.pop(key, (0.0, ""))
-        self._characters -= len(page)
+        if found := self._pages.pop(key, None):
+            self._bytes -= len(found[1]) + ENTRY_BYTES
 
 
 def load_page(user_id: UUID, rooms_version: int, limit: int) -> str | None:

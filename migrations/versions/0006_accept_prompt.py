@@ -1,6 +1,6 @@
-"""Accepting a prompt as a function: one round trip, and its statements are planned once for each connection.
+"""Accepting a prompt, and finding the caller, as functions: their statements are planned once for each connection.
 
-Adds nothing but the function: the earlier code goes on working on this schema.
+Adds nothing but the functions: the earlier code goes on working on this schema.
 """
 
 from alembic import op
@@ -10,13 +10,16 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-SIGNATURE = "accept_prompt(uuid, uuid, uuid, uuid, text, integer, integer, integer, integer, text)"
+SIGNATURES = (
+    "find_caller(uuid, uuid, integer)",
+    "accept_prompt(uuid, uuid, uuid, uuid, text, integer, integer, integer, integer, text)",
+)
 
 # Rows are locked in the order that holds everywhere: user, usage, room, messages, job. Each statement sees what was
 # committed before it began, so the bounds are looked at as they are once the user's row is locked. A refusal is found
 # before anything is counted or stored. Plans are kept for as long as the connection lasts, also those made while a
 # table was empty: they are to be right for a large one.
-FUNCTION = """
+ACCEPT_PROMPT = """
 CREATE FUNCTION accept_prompt(
     caller_id uuid,
     chatroom_id uuid,
@@ -42,9 +45,8 @@ DECLARE
 BEGIN
     decided_at := now();
 
-    -- The cached list of rooms is outdated by it.
-    UPDATE users SET rooms_version = rooms_version + 1 WHERE id = caller_id
-    RETURNING number_hash, coalesce(pro_until > now(), false) INTO number, is_pro;
+    SELECT number_hash, coalesce(pro_until > now(), false) INTO number, is_pro
+    FROM users WHERE id = caller_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         outcome := 'no_account';
         RETURN;
@@ -87,6 +89,8 @@ BEGIN
         RETURN;
     END IF;
 
+    -- The cached list of rooms is outdated by it.
+    UPDATE users SET rooms_version = rooms_version + 1 WHERE id = caller_id;
     UPDATE chatrooms
     SET seq = seq + (CASE WHEN prompt IS NULL THEN 1 ELSE 2 END),
         message_count = message_count + (CASE WHEN prompt IS NULL THEN 1 ELSE 2 END),
@@ -108,9 +112,31 @@ $$
 """
 
 
+# Whoever asks gives up after 2 s, and PostgreSQL is to have given up by then: it would go on waiting for a lock.
+FIND_CALLER = """
+CREATE FUNCTION find_caller(
+    caller_id uuid,
+    token_session_id uuid,
+    token_version integer,
+    OUT rooms_version bigint,  -- NULL: the session or the account has ended
+    OUT is_pro boolean
+)
+LANGUAGE plpgsql STABLE SET enable_seqscan = off SET lock_timeout = '1500ms' AS $$
+BEGIN
+    SELECT account.rooms_version, coalesce(account.pro_until > now(), false) INTO rooms_version, is_pro
+    FROM users AS account JOIN sessions AS session ON session.user_id = account.id
+    WHERE account.id = caller_id AND session.id = token_session_id
+      AND account.disabled_at IS NULL AND account.session_version = token_version;
+END
+$$
+"""
+
+
 def upgrade() -> None:
-    op.execute(FUNCTION)
+    op.execute(FIND_CALLER)
+    op.execute(ACCEPT_PROMPT)
 
 
 def downgrade() -> None:
-    op.execute(f"DROP FUNCTION {SIGNATURE}")
+    for signature in SIGNATURES:
+        op.execute(f"DROP FUNCTION {signature}")

@@ -163,3 +163,18 @@ def test_backlog_stays_bounded_when_many_users_send_at_once(busy_app: Flask, sig
     assert set(answers) <= {201, 503}
     assert answers.count(201) >= BACKLOG
     assert {send(account, room, "more").status_code for account, room in zip(accounts, rooms, strict=True)} == {503}
+
+
+def test_refusal_leaves_the_cached_list_as_it_is(
+    bounded_app: Flask, sign_in: Callable[..., Account], account: Account
+) -> None:
+    bounded, strangers_room = sign_in(via=bounded_app.test_client()), account.open_room()
+    room_id = bounded.open_room()
+    for _ in range(3):
+        bounded.prompt(room_id, "hello")
+    bounded.call("GET", "/chatroom")
+
+    answers = [send(bounded, room_id, "one more"), send(bounded, strangers_room, "not mine")]
+
+    assert [answer.status_code for answer in answers] == [429, 404]
+    assert bounded.call("GET", "/chatroom").get_json()["cached"]

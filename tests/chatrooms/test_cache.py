@@ -23,8 +23,8 @@ def test_page_is_kept_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pages.get("key") is None
 
 
-def test_oldest_pages_go_when_there_are_too_many_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "MOST_OWN_CHARACTERS", 100)
+def test_oldest_pages_go_when_there_are_too_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MOST_OWN_BYTES", 10 * (10 + cache.ENTRY_BYTES))
     pages = OwnPages()
     for number in range(30):
         pages.put(str(number), "x" * 10)
@@ -33,11 +33,25 @@ def test_oldest_pages_go_when_there_are_too_many_characters(monkeypatch: pytest.
     assert [key for key in map(str, range(30)) if pages.get(key)] == [str(number) for number in range(20, 30)]
 
 
+def test_pages_that_are_too_old_go_when_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("chatapi.chatrooms.cache.time.monotonic", lambda: now)
+    pages = OwnPages()
+    for number in range(20):
+        pages.put(str(number), "page")
+    now += cache.OWN_TTL_SECONDS
+
+    for number in range(20, 25):
+        pages.put(str(number), "page")
+
+    assert len(pages) == 5
+
+
 def test_page_that_is_longer_than_all_may_be_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "MOST_OWN_CHARACTERS", 100)
+    monkeypatch.setattr(cache, "MOST_OWN_BYTES", 10 * (10 + cache.ENTRY_BYTES))
     pages = OwnPages()
 
-    pages.put("key", "x" * 101)
+    pages.put("key", "x" * cache.MOST_OWN_BYTES)
 
     assert pages.get("key") is None
 

@@ -76,6 +76,17 @@ def test_prompt_over_the_limit_is_refused_with_what_a_client_needs_to_know(accou
     assert account.call("GET", f"/chatroom/{room_id}").get_json()["chatroom"]["message_count"] == 10
 
 
+def test_refused_prompt_leaves_the_cached_list_as_it_is(account: Account) -> None:
+    room_id = account.open_room()
+    for _ in range(5):
+        account.prompt(room_id, "hello")
+    account.call("GET", "/chatroom")
+
+    assert account.send(room_id, "one more").status_code == 429
+
+    assert account.call("GET", "/chatroom").get_json()["cached"]
+
+
 @pytest.mark.parametrize("limit", [0, 2])
 def test_limit_is_what_the_operator_says(
     make_app: Callable[..., Flask], sign_in: Callable[..., Account], limit: int

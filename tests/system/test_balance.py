@@ -6,8 +6,10 @@ import os
 import re
 import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,7 @@ def test_worker_that_was_away_gets_new_connections_until_it_has_as_many_as_the_o
         os.kill(other, signal.SIGCONT)
     assert (connections_of(one, system.port), connections_of(other, system.port)) == (EACH, 0)
 
+    time.sleep(0.3)
     for _ in range(EACH):
         connect(system, stack)
 
@@ -86,3 +89,49 @@ def test_workers_count_again_after_one_has_died(system: System, stack: ExitStack
         connect(system, stack)
 
     assert all(connections_of(pid, system.port) >= EACH // 4 for pid in workers_of(system))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_worker_that_is_told_to_end_while_it_leaves_connections_to_others_ends_in_good_order(
+    system: System, stack: ExitStack, number: signal.Signals
+) -> None:
+    """It has most connections, of which some have sent half a request, and others come and go all the time."""
+    wait_for(lambda: len(ready(system)) == 2)
+    wait_for(lambda: sum(connections_of(pid, system.port) for pid in workers_of(system)) == 0)
+    one, other = workers_of(system)
+    os.kill(other, signal.SIGSTOP)
+    try:
+        halves = [stack.enter_context(socket.create_connection(("127.0.0.1", system.port))) for _ in range(8)]
+        for half in halves:
+            half.sendall(REQUEST[:10])
+        wait_for(lambda: connections_of(one, system.port) == len(halves))
+    finally:
+        os.kill(other, signal.SIGCONT)
+    is_over = threading.Event()
+
+    def come_and_go() -> None:
+        while not is_over.is_set():
+            with suppress(OSError), socket.create_connection(("127.0.0.1", system.port), timeout=5) as visitor:
+                visitor.sendall(REQUEST)
+                visitor.recv(4096)
+
+    visitors = [threading.Thread(target=come_and_go) for _ in range(3)]
+    for visitor in visitors:
+        visitor.start()
+    try:
+        time.sleep(0.5)
+        os.kill(one, signal.SIGTERM) if number == signal.SIGTERM else os.kill(system["web"].pid or 0, number)
+        time.sleep(0.2)
+        for half in halves:
+            half.sendall(REQUEST[10:])
+        answers = [half.recv(4096) for half in halves]
+    finally:
+        is_over.set()
+        for visitor in visitors:
+            visitor.join()
+
+    assert [answer[:12] for answer in answers] == [b"HTTP/1.1 200"] * len(halves)
+    log = system["web"].log
+    assert log
+    assert "Exception in worker" not in log.read_text()
+    wait_for(lambda: one not in workers_of(system) and len(ready(system)) == 2, seconds=30)
