@@ -175,8 +175,10 @@ class LobbyWorker(ThreadWorker):  # type: ignore[misc]
     def murder_pending(self) -> None:
         """End what has taken too long; called at each turn of the main loop."""
         super().murder_pending()
-        if self.load:
-            self.load.tell(self.nr_conns) if self.alive else self.load.retire()
+        if self.load and self.alive:
+            self.load.tell(self.nr_conns)
+        elif self.load:
+            self.load.retire()
         if time.monotonic() < self._next_sweep_at:
             return
         self._next_sweep_at = time.monotonic() + SWEEP_SECONDS
