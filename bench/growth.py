@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,61 +24,72 @@ SCRAPER = secrets.token_urlsafe()
 WARM = 3
 """The first requests fill caches, and are not counted."""
 
+DELETIONS = 5
+
 WORDS = ("amber", "basalt", "cedar", "delta", "ember", "fjord", "garnet", "harbor", "indigo", "juniper")
 
 
 @dataclass
 class Place:
-    """Whose requests are timed, and about what."""
+    """Whose requests are timed, where, and about what."""
 
+    client: Client
     person: Person
     room: str
     prompt: str
     reply: str
 
+    def call(self, method: str, path: str, body: Any = None) -> tuple[float, Any]:
+        """Return the milliseconds that a request took, and its answer."""
+        return self.client.call(method, path, self.person.token, body)
 
-Call = Callable[[Client, Place], float]
+
+Call = Callable[[Place], float]
 
 
 def _simple(method: str, path: str, body: Any = None) -> Call:
-    def call(client: Client, place: Place) -> float:
+    def call(place: Place) -> float:
         filled = path.format(room=place.room, prompt=place.prompt, reply=place.reply)
-        return client.call(method, filled, place.person.token, body)[0]
+        return place.call(method, filled, body)[0]
 
     return call
 
 
-def _list_anew(client: Client, place: Place) -> float:
-    client.call("PATCH", f"/chatroom/{place.room}", place.person.token, {"description": "changed"})
-    return client.call("GET", "/chatroom?limit=10", place.person.token)[0]
+def _list_anew(place: Place) -> float:
+    place.call("PATCH", f"/chatroom/{place.room}", {"description": "changed"})
+    return place.call("GET", "/chatroom?limit=10")[0]
 
 
-def _next_page(client: Client, place: Place) -> float:
-    cursor = client.call("GET", "/chatroom?limit=5", place.person.token)[1]["next_cursor"]
-    return client.call("GET", f"/chatroom?limit=5&cursor={cursor}", place.person.token)[0]
+def _next_page(place: Place) -> float:
+    cursor = place.call("GET", "/chatroom?limit=5")[1]["next_cursor"]
+    return place.call("GET", f"/chatroom?limit=5&cursor={cursor}")[0]
 
 
-def _delete_empty_room(client: Client, place: Place) -> float:
-    room = client.call("POST", "/chatroom", place.person.token, {"title": "Soon gone"})[1]["chatroom"]["id"]
-    return client.call("DELETE", f"/chatroom/{room}", place.person.token)[0]
+def _delete_empty_room(place: Place) -> float:
+    room = place.call("POST", "/chatroom", {"title": "Soon gone"})[1]["chatroom"]["id"]
+    return place.call("DELETE", f"/chatroom/{room}")[0]
 
 
-def _stop(client: Client, place: Place) -> float:
+def _stop(place: Place) -> float:
     path = f"/chatroom/{place.room}/message"
-    reply = client.call("POST", path, place.person.token, {"content": "Say nothing"})[1]["ai_message"]["id"]
-    return client.call("POST", f"{path}/{reply}/stop", place.person.token)[0]
+    reply = place.call("POST", path, {"content": "Say nothing"})[1]["ai_message"]["id"]
+    return place.call("POST", f"{path}/{reply}/stop")[0]
 
 
-def _regenerate(client: Client, place: Place) -> float:
+def _regenerate(place: Place) -> float:
     path = f"/chatroom/{place.room}/message/{place.reply}/regenerate"
-    took, answer = client.call("POST", path, place.person.token)
-    client.call("POST", f"/chatroom/{place.room}/message/{answer['ai_message']['id']}/stop", place.person.token)
+    took, answer = place.call("POST", path)
+    place.call("POST", f"/chatroom/{place.room}/message/{answer['ai_message']['id']}/stop")
     return took
 
 
-def _send_otp(client: Client, _place: Place) -> float:
+def _send_otp(place: Place) -> float:
     number = f"+1555{secrets.randbelow(10**9):09d}"  # Another each time: there are bounds for each.
-    return client.call("POST", "/auth/send-otp", None, {"mobile_number": number})[0]
+    return place.client.call("POST", "/auth/send-otp", None, {"mobile_number": number})[0]
+
+
+def _metrics(place: Place) -> float:
+    return place.client.call("GET", "/metrics", SCRAPER)[0]
 
 
 CALLS: Mapping[str, Call] = {
@@ -85,7 +97,7 @@ CALLS: Mapping[str, Call] = {
     "GET /chatroom, anew": _list_anew,
     "GET /chatroom, next page": _next_page,
     "GET /chatroom?q=, rare": _simple("GET", "/chatroom?q=zirconium"),
-    "GET /chatroom?q=, common": _simple("GET", "/chatroom?q=amber"),
+    "GET /chatroom?q=, common": _simple("GET", "/chatroom?q=basalt"),
     "POST /chatroom": _simple("POST", "/chatroom", {"title": "Another"}),
     "PATCH /chatroom/{id}": _simple("PATCH", "/chatroom/{room}", {"description": "changed again"}),
     "DELETE /chatroom/{id}, empty": _delete_empty_room,
@@ -106,7 +118,7 @@ CALLS: Mapping[str, Call] = {
 OF_ALL: Mapping[str, Call] = {
     **CALLS,
     "GET /health/ready": _simple("GET", "/health/ready"),
-    "GET /metrics": lambda client, _place: client.call("GET", "/metrics", SCRAPER)[0],
+    "GET /metrics": _metrics,
     "POST /auth/send-otp": _send_otp,
 }
 
@@ -114,21 +126,27 @@ OF_ALL: Mapping[str, Call] = {
 def measure(rig: Rig, count: int, scale: float) -> Iterator[Figure]:
     """Time each route `count` times with each size; `scale` makes all of them smaller, to see that it runs."""
     sizes = [[max(10, round(size * scale)) for size in group] for group in (IN_A_ROOM, ROOMS_OF_A_USER, IN_ALL)]
-    with rig.running("web", METRICS_TOKEN=SCRAPER):
-        client = Client(rig.port)
-        small = make_place(rig, 10, 20)
-        in_all: dict[int, dict[str, float]] = {}
-        for size in sizes[2]:
-            _fill(rig, size)
-            in_all[size] = _medians(client, OF_ALL, {size: small}, count)[size]
-        yield from _figures("messages in all", in_all)
+    yield from _figures("messages in all", _in_all(sizes[2], count))
+    with rig.running("web"):
         in_room = {size: make_place(rig, size, 20) for size in sizes[0]}
         rig.tidy()
-        yield from _figures("messages in the room", _medians(client, CALLS, in_room, count))
-        yield _deletions(rig, client, sizes[0])
+        yield from _figures("messages in the room", _medians(CALLS, in_room, count))
+        yield from _figures("messages in the room", _deletions(rig, sizes[0]))
         of_user = {size: make_place(rig, 10, size) for size in sizes[1]}
         rig.tidy()
-        yield from _figures("rooms of the user", _medians(client, CALLS, of_user, count))
+        yield from _figures("rooms of the user", _medians(CALLS, of_user, count))
+
+
+def _in_all(sizes: Sequence[int], count: int) -> dict[int, dict[str, float]]:
+    """Time each route on servers that hold so many messages, each size on servers of its own, to ask them in turns."""
+    with ExitStack() as stack:
+        places = {}
+        for size in sizes:
+            rig = stack.enter_context(Rig())
+            stack.enter_context(rig.running("web", METRICS_TOKEN=SCRAPER))
+            places[size] = make_place(rig, 10, 20)
+            _fill(rig, size)
+        return _medians(OF_ALL, places, count)
 
 
 def make_place(rig: Rig, messages: int, rooms: int) -> Place:
@@ -146,7 +164,7 @@ def make_place(rig: Rig, messages: int, rooms: int) -> Place:
         " ORDER BY seq DESC OFFSET 2 LIMIT 1",
         {"room": room},
     )
-    return Place(person, room, str(prompt), str(reply))
+    return Place(Client(rig.port), person, room, str(prompt), str(reply))
 
 
 def add_messages(rig: Rig, rooms: Sequence[str], count: int) -> None:
@@ -181,22 +199,20 @@ def _fill(rig: Rig, size: int) -> None:
     rig.tidy()
 
 
-def _medians(
-    client: Client, calls: Mapping[str, Call], places: Mapping[int, Place], count: int
-) -> dict[int, dict[str, float]]:
+def _medians(calls: Mapping[str, Call], places: Mapping[int, Place], count: int) -> dict[int, dict[str, float]]:
     """Return the median of each call by size, the sizes asked in turns."""
     times: dict[int, dict[str, list[float]]] = {size: {name: [] for name in calls} for size in places}
     for name, call in calls.items():
         for turn in range(WARM + count):
             for size, place in places.items():
-                took = call(client, place)
+                took = call(place)
                 if turn >= WARM:
                     times[size][name].append(took)
     return {size: {name: percentile(each, 0.5) for name, each in found.items()} for size, found in times.items()}
 
 
 def _figures(what: str, medians: Mapping[int, Mapping[str, float]]) -> Iterator[Figure]:
-    """Yield, for each route, the largest median of all sizes over that of the smallest, and the worst of them."""
+    """Yield, for each route, the largest median of all sizes over that of the smallest, the worst first."""
     sizes = sorted(medians)
     ratios = {
         name: max(medians[size][name] for size in sizes[1:]) / smallest for name, smallest in medians[sizes[0]].items()
@@ -206,12 +222,12 @@ def _figures(what: str, medians: Mapping[int, Mapping[str, float]]) -> Iterator[
         yield Figure(f"growth, {span}: {name}", [ratio], target=LIMIT)
 
 
-def _deletions(rig: Rig, client: Client, sizes: Sequence[int]) -> Figure:
+def _deletions(rig: Rig, sizes: Sequence[int]) -> dict[int, dict[str, float]]:
     """Delete rooms with all their messages."""
-    took = {}
-    for size in sizes:
-        place = make_place(rig, size, 3)
+    took: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(DELETIONS):
+        places = {size: make_place(rig, size, 3) for size in sizes}
         rig.tidy()
-        took[size] = client.call("DELETE", f"/chatroom/{place.room}", place.person.token)[0]
-    name = f"growth, {min(sizes):,} to {max(sizes):,} messages in the room: DELETE /chatroom/{{id}}"
-    return Figure(name, [max(took.values()) / took[min(sizes)]], target=LIMIT)
+        for size, place in places.items():
+            took[size].append(place.call("DELETE", f"/chatroom/{place.room}")[0])
+    return {size: {"DELETE /chatroom/{id}": percentile(each, 0.5)} for size, each in took.items()}

@@ -26,6 +26,7 @@ __all__ = ["attempt", "keeper", "model"]
 
 ROWS, JOBS = 10_000, 5_000
 """No more jobs than are accepted: `MAX_BACKLOG` is 10,000."""
+DELETED_ROOMS = 10
 
 FILL = f"""
     INSERT INTO users (id, mobile_number, number_hash)
@@ -37,6 +38,7 @@ FILL = f"""
     INSERT INTO daily_usage (number_hash, day, used) SELECT number_hash, '2001-01-01', 1 FROM users LIMIT {ROWS};
     INSERT INTO chatrooms (id, user_id, title, activity_at)
     SELECT gen_random_uuid(), id, 'Room', now() - interval '1 day' FROM users LIMIT {ROWS};
+    DELETE FROM chatrooms WHERE user_id IS NULL;
     INSERT INTO messages (id, room_id, user_id, seq, message_type, content, status)
     SELECT gen_random_uuid(), id, user_id, seq + 1000, 'user', 'One of many', 'completed' FROM chatrooms LIMIT {ROWS};
     INSERT INTO reply_jobs (message_id, room_id, user_id, seq, ring_at, run_at)
@@ -44,6 +46,8 @@ FILL = f"""
     FROM messages WHERE seq >= 1000 LIMIT {JOBS};
     INSERT INTO idempotency_keys (user_id, key, fingerprint, reply_id)
     SELECT id, 'of many', '', id FROM users LIMIT {ROWS};
+    UPDATE chatrooms SET user_id = NULL, former_user_id = user_id
+    WHERE id IN (SELECT room_id FROM messages WHERE content = 'One of many' LIMIT {DELETED_ROOMS});
     ANALYZE users, sessions, refresh_tokens, daily_usage, chatrooms, messages, reply_jobs, idempotency_keys
 """  # noqa: S608 - of our own
 LARGE = frozenset(

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from chatapi.chatrooms.models import Message
+from chatapi.chatrooms.models import Message, is_owned
 from chatapi.extensions import db, in_transaction
 from chatapi.schemas import rfc3339
 
@@ -51,7 +51,7 @@ def read_messages(room_id: UUID) -> Iterator[Message]:
 
 
 def _read_page(room_id: UUID, after: int) -> Sequence[Message]:
-    query = select(Message).where(Message.room_id == room_id, Message.seq > after)
+    query = select(Message).where(Message.room_id == room_id, Message.seq > after, is_owned(room_id))
     return db.session.scalars(query.order_by(Message.seq).limit(MESSAGES_AT_ONCE)).all()
 
 

@@ -10,11 +10,13 @@ from sqlalchemy import (
     CheckConstraint,
     Date,
     DateTime,
+    Exists,
     ForeignKey,
     Index,
     LargeBinary,
     SmallInteger,
     Text,
+    exists,
     func,
     text,
 )
@@ -35,16 +37,32 @@ the index, and somebody else's million messages cost nothing."""
 
 
 class Chatroom(Base):
-    """A conversation of one user. `seq` is the number of its newest message, given out under the row's lock."""
+    """A conversation of one user. `seq` is the number of its newest message, given out under the row's lock.
+
+    A deleted room that still has messages is nobody's, so that whoever asks by owner finds no trace of it; the account
+    whose it was, `former_user_id`, takes it along when it is erased.
+    """
 
     __tablename__ = "chatrooms"
     __table_args__ = (
         Index("ix_chatrooms_user_id_activity_at_id", "user_id", "activity_at", "id"),
-        Index("ix_chatrooms_search", text(f"({CHATROOM_DOCUMENT})"), postgresql_using="gin"),
+        Index(
+            "ix_chatrooms_search_owned",
+            text(f"({CHATROOM_DOCUMENT})"),
+            postgresql_using="gin",
+            postgresql_where=text("user_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_chatrooms_former_user_id",
+            "former_user_id",
+            postgresql_where=text("former_user_id IS NOT NULL"),
+        ),
+        CheckConstraint("num_nonnulls(user_id, former_user_id) = 1", name="owner"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
-    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    former_user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     title: Mapped[str | None] = mapped_column(Text)
     description: Mapped[str | None] = mapped_column(Text)
     system_instruction: Mapped[str | None] = mapped_column(Text)
@@ -104,6 +122,11 @@ class Message(Base):
     def usage(self) -> dict[str, int | None] | None:
         """The tokens that the model counted, None where it said nothing of them."""
         return usage_of(self.prompt_tokens, self.output_tokens)
+
+
+def is_owned(room_id: UUID) -> Exists:
+    """Return the condition that a room is somebody's: what is left of a deleted one is not to be shown."""
+    return exists().where(Chatroom.id == room_id, Chatroom.user_id.is_not(None))
 
 
 def usage_of(prompt_tokens: int | None, output_tokens: int | None) -> dict[str, int | None] | None:

@@ -58,6 +58,7 @@ _SEARCH = text(f"""
         SELECT id FROM messages
         WHERE ({MESSAGE_DOCUMENT}) @@ (CAST(:loose AS tsquery) && CAST(:owner AS tsquery))
           AND user_id = :user_id AND content <> ''
+          AND room_id NOT IN (SELECT id FROM chatrooms WHERE former_user_id = :user_id)
         ORDER BY created_at DESC, seq DESC LIMIT :most_read
     ), found AS MATERIALIZED (
         SELECT message.id, message.room_id, left(message.content, {RANKED_CHARACTERS}) AS beginning

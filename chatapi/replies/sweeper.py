@@ -25,6 +25,7 @@ from chatapi.broker import BILLING_QUEUE, CHORES_QUEUE, read_lengths, ring
 from chatapi.chatrooms.endings import Ending, conclude
 from chatapi.chatrooms.idempotency import prune_keys
 from chatapi.chatrooms.prompts import REPLIES_QUEUE, ring_reply
+from chatapi.chatrooms.service import prune_rooms
 from chatapi.chatrooms.stops import stopped, streamed_text
 from chatapi.extensions import db, in_batches, in_transaction
 from chatapi.replies.jobs import seize_overdue, take_due_jobs
@@ -51,6 +52,18 @@ DUE: tuple[tuple[str, Callable[[int], list[UUID]], Callable[[UUID], object]], ..
     (BILLING_QUEUE, take_due_reconciliation, partial(ring, RECONCILE, BILLING_QUEUE)),
 )
 """What the sweeper rings for: on which queue, how due rows are taken, and what is rung for each."""
+
+PRUNED = (
+    prune_codes,
+    prune_outbox,
+    prune_signups,
+    prune_sessions,
+    prune_limits,
+    prune_keys,
+    prune_events,
+    prune_rooms,
+)
+"""What deletes some of what is past its life, and returns how much."""
 
 BOUNDED_QUEUES = (CHORES_QUEUE, BILLING_QUEUE)
 """Not that of replies, which are rung for less and less often and by as many messages as there are prompts."""
@@ -134,9 +147,10 @@ def _too_old() -> Ending:
 
 
 def clean() -> None:
-    """Delete what is past its life: codes, also undelivered ones, sign-ups, sessions, and what limits were counted by.
+    """Delete what is past its life: codes, also undelivered ones, sign-ups, sessions, what limits were counted by, and
+    what is left of large rooms.
 
     In batches, each in a transaction of its own, so that none is long whatever has gathered.
     """
-    for prune in (prune_codes, prune_outbox, prune_signups, prune_sessions, prune_limits, prune_keys, prune_events):
+    for prune in PRUNED:
         in_batches(prune, CLEAN_SECONDS)

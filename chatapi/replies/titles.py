@@ -49,18 +49,21 @@ _lock = threading.Lock()
 
 log = structlog.get_logger(__name__)
 
-_WANTS = text("SELECT title IS NULL FROM chatrooms WHERE id = :room_id")
+_WANTS = text("SELECT title IS NULL FROM chatrooms WHERE id = :room_id AND user_id IS NOT NULL")
 
 _FIRST_EXCHANGE = text("""
     SELECT room.user_id, left(prompt.content, :most) AS prompt, left(reply.content, :most) AS reply
     FROM chatrooms AS room
     JOIN messages AS prompt ON prompt.room_id = room.id AND prompt.message_type = 'user'
     JOIN messages AS reply ON reply.reply_to = prompt.id AND reply.room_id = room.id AND reply.status = 'completed'
-    WHERE room.id = :room_id AND room.title IS NULL
+    WHERE room.id = :room_id AND room.user_id IS NOT NULL AND room.title IS NULL
     ORDER BY prompt.seq, reply.seq LIMIT 1
 """)
 
-_WRITE = text("UPDATE chatrooms SET title = :title, updated_at = now() WHERE id = :room_id AND title IS NULL")
+_WRITE = text("""
+    UPDATE chatrooms SET title = :title, updated_at = now()
+    WHERE id = :room_id AND user_id IS NOT NULL AND title IS NULL
+""")
 
 
 def wants_title(room_id: UUID) -> bool:

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from chatapi.auth import audit
 from chatapi.auth.models import AuthLimit, OtpCode, Session, User
-from chatapi.chatrooms.models import Chatroom, IdempotencyKey, Message
+from chatapi.chatrooms.models import Chatroom, IdempotencyKey, Message, is_owned
 from chatapi.extensions import Base, db, in_transaction
 from chatapi.keys import hash_number
 from chatapi.quota import DailyUsage
@@ -91,7 +91,7 @@ def _belongings(user: User) -> dict[str, Any]:
     }
 
 
-_HIDDEN = {"user_id", "room_id", "text_token"}
+_HIDDEN = {"user_id", "former_user_id", "room_id", "text_token"}
 """What says only how we store it."""
 
 
@@ -113,7 +113,7 @@ def _rooms(user_id: UUID) -> Iterator[Any]:
 def _message_pages(room_id: UUID) -> Iterator[Sequence[Any]]:
     last = 0
     while True:
-        query = select(*_shown(Message)).where(Message.room_id == room_id, Message.seq > last)
+        query = select(*_shown(Message)).where(Message.room_id == room_id, Message.seq > last, is_owned(room_id))
         page = _read(query.order_by(Message.seq).limit(MESSAGES_AT_ONCE))
         if page:
             yield page

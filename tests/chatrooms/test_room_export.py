@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -13,11 +13,10 @@ from flask import Flask
 from sqlalchemy import text
 from werkzeug.test import TestResponse
 
-from chatapi.app import create_app
 from chatapi.chatrooms import export
 from chatapi.exports import PIECE_CHARACTERS
 from chatapi.extensions import db
-from tests.support import Account, ReadingClient, Services
+from tests.support import Account
 
 
 def read_export(account: Account, room_id: str, form: str | None = None) -> TestResponse:
@@ -174,16 +173,6 @@ def test_export_holds_no_connection_between_pages(
             assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
     assert seen == ["prompt 1", "reply 1", "prompt 2", "reply 2", "prompt 3", "reply 3"]
-
-
-@pytest.fixture
-def unchecked(services: Services, sign_in: Callable[..., Account]) -> Iterator[tuple[Flask, Account]]:
-    """Somebody on an application whose answers are not read before they are on their way."""
-    app = create_app(services.environ)
-    app.test_client_class = ReadingClient
-    yield app, sign_in(via=app.test_client())
-    with app.app_context():
-        db.engine.dispose()
 
 
 @pytest.mark.parametrize("form", ["json", "markdown"])

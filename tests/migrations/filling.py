@@ -45,6 +45,7 @@ PARTICULAR = {
         " (ARRAY['pending', 'processing', 'completed', 'failed', 'stopped'])[1 + n / 2 % 5] END"
     ),
     ("messages", "reply_to"): None,
+    ("chatrooms", "former_user_id"): None,  # A room has an owner, or had one.
     ("messages", "seq"): "n + 5000000000",
     ("users", "mobile_number"): "'+1' || ({seed} || lpad(n::text, 8, '0'))",
 }
