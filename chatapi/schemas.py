@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
+from types import NoneType
 from typing import Any, ClassVar
 from unicodedata import category
 
@@ -37,19 +39,29 @@ class ApiSchema(Schema):
         """
         if many and obj is not None:
             return [self._serialize(each) for each in obj]
-        is_dict = isinstance(obj, dict)
         shown = self.dict_class()
-        for name, field in self.dump_fields.items():
+        is_dict = isinstance(obj, dict)
+        for name, key, field, as_it_is, is_left_out_when_null in self._members:
             value = obj.get(name, missing) if is_dict else getattr(obj, name, missing)
-            if value is missing:  # It may have a default, or not be read at all.
+            if type(value) in as_it_is:
+                pass
+            elif value is missing:  # It may have a default, or not be read at all.
                 value = field.serialize(name, obj, accessor=self.get_attribute)
-            elif not (type(value) is str and type(field) in TEXTS):
+            else:
                 value = field._serialize(value, name, obj)  # noqa: SLF001 - it is what fields define
-            if value is None and name in self.LEFT_OUT_WHEN_NULL:
+            if value is None and is_left_out_when_null:
                 continue
             if value is not missing:
-                shown[field.data_key or name] = value
+                shown[key] = value
         return shown
+
+    @cached_property
+    def _members(self) -> list[tuple[str, str, fields.Field[Any], Collection[type], bool]]:
+        """What there is to know of each field that is shown: it is the same for as long as the schema is."""
+        return [
+            (name, field.data_key or name, field, AS_IT_IS.get(type(field), ()), name in self.LEFT_OUT_WHEN_NULL)
+            for name, field in self.dump_fields.items()
+        ]
 
 
 class Text(fields.String):
@@ -169,11 +181,23 @@ class Timestamp(fields.DateTime):
 def rfc3339(value: datetime) -> str:
     """Return `value` as RFC 3339 in UTC with `Z` and microseconds."""
     in_utc = value if value.tzinfo is UTC else value.astimezone(UTC)
-    return in_utc.isoformat(timespec="microseconds")[: -len("+00:00")] + "Z"
+    # `isoformat` takes twice as long, half of it for the offset.
+    return "%04d-%02d-%02dT%02d:%02d:%02d.%06dZ" % (  # noqa: UP031 - an f-string takes as long as `isoformat`
+        in_utc.year,
+        in_utc.month,
+        in_utc.day,
+        in_utc.hour,
+        in_utc.minute,
+        in_utc.second,
+        in_utc.microsecond,
+    )
 
 
-TEXTS = frozenset({fields.String, fields.UUID, Text, Name})
-"""Fields that show text as it is."""
+AS_IT_IS: Mapping[type, tuple[type, ...]] = {
+    **dict.fromkeys((fields.String, fields.UUID, Text, Name), (str, NoneType)),
+    **dict.fromkeys((fields.Nested, Timestamp), (NoneType,)),
+}
+"""Of which types the values are that these fields show as they are."""
 
 
 class NothingSchema(ApiSchema):

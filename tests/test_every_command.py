@@ -134,6 +134,7 @@ def test_redis_check_tries_each_redis_and_leaves_nothing_behind(app: Flask, serv
 
 def test_redis_check_counts_what_waits(app: Flask, account: object) -> None:
     client = app.extensions["broker"].client
+    client.delete("{dramatiq}:titles", "{dramatiq}:titles.msgs")  # What other tests have rung for.
     client.rpush("{dramatiq}:titles", "one", "two")
     client.hset("{dramatiq}:titles.msgs", mapping={"one": "", "two": "", "three": ""})
     try:

@@ -15,7 +15,7 @@ from flask import Flask
 from psycopg2.errors import UniqueViolation
 
 from chatapi.chatrooms import prompts
-from chatapi.replies.sweeper import clean, end_overdue, sweep
+from chatapi.replies.sweeper import clean, clear_rooms, end_overdue, sweep
 from tests.attempts import attempt, keeper, model
 from tests.round_trips import round_trips
 from tests.support import Account, Services
@@ -138,6 +138,7 @@ def test_sweeper_reads_no_large_table_as_a_whole_but_the_jobs(app: Flask, filled
     with app.app_context(), round_trips() as sent:
         sweep()
         end_overdue()
+        clear_rooms()
         clean()
     asked = without_ends(sent.statements)
     assert len(asked) > 10

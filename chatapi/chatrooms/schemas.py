@@ -134,7 +134,7 @@ class ExportedChatroomSchema(ApiSchema):
 
     exported_at = Timestamp(required=True)
     chatroom = fields.Nested(ChatroomSchema, required=True)
-    messages = fields.List(fields.Nested(MessageSchema), required=True)
+    messages = fields.Nested(MessageSchema, many=True, required=True)
 
 
 class ChatroomQuerySchema(ApiSchema):
@@ -147,7 +147,7 @@ class ChatroomQuerySchema(ApiSchema):
 class ChatroomWithMessagesSchema(ChatroomSchema):
     """A chatroom with a page of its messages, oldest first."""
 
-    messages = fields.List(fields.Nested(MessageSchema), required=True)
+    messages = fields.Nested(MessageSchema, many=True, required=True)
     has_more = fields.Boolean(required=True, metadata={"description": "Whether there are older ones"})
 
 

@@ -28,8 +28,7 @@ _CURSOR = re.compile(
 
 
 DELETED_AT_ONCE = 500
-"""As many messages a request deletes: a millisecond's work. A hundred thousand take a fifth of a second, and several
-million more than a statement may."""
+"""As many messages a request deletes; what is left of a larger room is the sweeper's, see `prune_rooms`."""
 
 
 class ModelNotInPlanError(ChatAPIError):

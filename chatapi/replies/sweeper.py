@@ -53,18 +53,6 @@ DUE: tuple[tuple[str, Callable[[int], list[UUID]], Callable[[UUID], object]], ..
 )
 """What the sweeper rings for: on which queue, how due rows are taken, and what is rung for each."""
 
-PRUNED = (
-    prune_codes,
-    prune_outbox,
-    prune_signups,
-    prune_sessions,
-    prune_limits,
-    prune_keys,
-    prune_events,
-    prune_rooms,
-)
-"""What deletes some of what is past its life, and returns how much."""
-
 BOUNDED_QUEUES = (CHORES_QUEUE, BILLING_QUEUE)
 """Not that of replies, which are rung for less and less often and by as many messages as there are prompts."""
 FULL_QUEUE = 1000
@@ -86,6 +74,7 @@ def run_sweeper(stop: threading.Event) -> None:
                 beaten_at = time.monotonic()
             if time.monotonic() - ended_at >= OVERDUE_EVERY_SECONDS:
                 end_overdue()
+                clear_rooms()
                 ended_at = time.monotonic()
             if time.monotonic() - cleaned_at >= CLEAN_EVERY_SECONDS:
                 clean()
@@ -146,11 +135,15 @@ def _too_old() -> Ending:
     return Ending("failed", error="timed_out", gives_prompt_back=True)
 
 
+def clear_rooms() -> None:
+    """Delete what deleted rooms have left, in batches; of very much a part, and the rest the next time."""
+    in_batches(prune_rooms, CLEAN_SECONDS)
+
+
 def clean() -> None:
-    """Delete what is past its life: codes, also undelivered ones, sign-ups, sessions, what limits were counted by, and
-    what is left of large rooms.
+    """Delete what is past its life: codes, also undelivered ones, sign-ups, sessions, and what limits were counted by.
 
     In batches, each in a transaction of its own, so that none is long whatever has gathered.
     """
-    for prune in PRUNED:
+    for prune in (prune_codes, prune_outbox, prune_signups, prune_sessions, prune_limits, prune_keys, prune_events):
         in_batches(prune, CLEAN_SECONDS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +17,13 @@ from flask import Flask
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from chatapi import extensions
+from chatapi import extensions, metrics
 from chatapi.chatrooms import export, search, service
 from chatapi.extensions import db, in_transaction
 from chatapi.replies import titles
-from chatapi.replies.sweeper import clean
+from chatapi.replies.sweeper import clear_rooms, run_sweeper
 from tests.chatrooms.support import ids, send
-from tests.support import Account, Services
+from tests.support import Account, Services, wait_for
 
 LEFT = """
     SELECT (SELECT count(*) FROM messages WHERE room_id = :id) AS messages,
@@ -45,7 +47,7 @@ def left(sql: Callable[..., Any]) -> Callable[[str], tuple[int, ...]]:
 def sweep_up(app: Flask) -> Callable[[], None]:
     def sweep_up() -> None:
         with app.app_context():
-            clean()
+            clear_rooms()
 
     return sweep_up
 
@@ -131,6 +133,28 @@ def test_sweeper_clears_what_is_left_batch_by_batch_and_nothing_else(
     sweep_up()
 
     assert [left(room_id) for room_id in rooms] == [(0, 0, 0), (0, 0, 0), (7, 0, 1)]
+
+
+def test_sweeper_does_it_by_itself(
+    app: Flask, account: Account, left: Callable[[str], tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "started", lambda _: None)  # It is no process of its own here.
+    room_id = account.open_room()
+    add_messages(app, room_id, 3)
+    delete(account, room_id)
+    stop = threading.Event()
+
+    def run() -> None:
+        with app.app_context():
+            run_sweeper(stop)
+
+    with ThreadPoolExecutor(1) as pool:
+        sweeper = pool.submit(run)
+        try:
+            wait_for(lambda: left(room_id) == (0, 0, 0), seconds=15)
+        finally:
+            stop.set()
+        sweeper.result()
 
 
 def test_sweeper_passes_over_what_somebody_holds(
