@@ -14,7 +14,7 @@ import pytest
 from flask import Flask
 from psycopg2.errors import UniqueViolation
 
-from chatapi.chatrooms import prompts
+from chatapi.chatrooms import prompts, service
 from chatapi.replies.sweeper import clean, clear_rooms, end_overdue, sweep
 from tests.attempts import attempt, keeper, model
 from tests.round_trips import round_trips
@@ -85,6 +85,10 @@ class Filled:
         bound: bytes = self._cursor.mogrify(statement, parameters)
         return bound.decode()
 
+    def forget_statistics(self, table: str) -> None:
+        """Have PostgreSQL know nothing of what is in a table."""
+        self._cursor.execute("DELETE FROM pg_statistic WHERE starelid = %s::regclass", [table])
+
     def rows_of(self, statement: str) -> list[tuple[Any, ...]]:
         """Return what a statement does."""
         self._cursor.execute(statement)
@@ -144,6 +148,22 @@ def test_sweeper_reads_no_large_table_as_a_whole_but_the_jobs(app: Flask, filled
     assert len(asked) > 10
 
     assert {table for statement in asked for table in filled.scanned_by(statement)} <= {"reply_jobs"}
+
+
+def test_rooms_are_cleared_by_their_index_before_postgresql_knows_how_few_they_are(
+    app: Flask, account: Account, filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the migration that adds the column: it takes nearly all rooms for deleted ones then."""
+    monkeypatch.setattr(service, "DELETED_AT_ONCE", -1)
+    account.call("DELETE", f"/chatroom/{account.open_room()}")
+    with app.app_context(), round_trips() as sent:
+        clear_rooms()
+    filled.forget_statistics("chatrooms")
+
+    asked = without_ends(sent.statements)
+
+    assert len(asked) >= 3
+    assert {table for statement in asked for table in filled.scanned_by(statement)} == set()
 
 
 def test_accepting_a_prompt_reads_no_large_table_as_a_whole(

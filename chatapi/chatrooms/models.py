@@ -20,7 +20,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, mapped_column
 
 from chatapi.extensions import Base
 from chatapi.ids import uuid7
@@ -124,7 +124,7 @@ class Message(Base):
         return usage_of(self.prompt_tokens, self.output_tokens)
 
 
-def is_owned(room_id: UUID) -> Exists:
+def is_owned(room_id: UUID | InstrumentedAttribute[UUID]) -> Exists:
     """Return the condition that a room is somebody's: what is left of a deleted one is not to be shown."""
     return exists().where(Chatroom.id == room_id, Chatroom.user_id.is_not(None))
 

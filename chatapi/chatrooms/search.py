@@ -113,7 +113,10 @@ def search_chatrooms(user_id: UUID, q: str, limit: int, cursor: str | None) -> F
     offset = 0 if cursor is None else _parse_cursor(cursor, q)
     rows = _find(user_id, q, limit, offset)
     ids = [row.id for row in rows[:limit]]
-    rooms = {room.id: room for room in db.session.scalars(select(Chatroom).where(Chatroom.id.in_(ids)))}
+    rooms = {
+        room.id: room
+        for room in db.session.scalars(select(Chatroom).where(Chatroom.id.in_(ids), Chatroom.user_id == user_id))
+    }
     found = [{**fields_of(rooms[row.id]), "snippet": _snippet(row.snippet)} for row in rows[:limit] if row.id in rooms]
     return FoundPage(found, _cursor_of(offset + limit, q) if len(rows) > limit else None)
 

@@ -218,11 +218,19 @@ def delete_chatroom(user_id: UUID, chatroom_id: str) -> Sequence[UUID]:
 
 
 def prune_rooms() -> int:
-    """Delete some of the messages that deleted rooms have left, or of the rooms without any; return how many it was."""
-    is_deleted = Chatroom.former_user_id.is_not(None)
-    return delete_some(Message, Message.room_id.in_(select(Chatroom.id).where(is_deleted))) or delete_some(
-        Chatroom, is_deleted, ~exists().where(Message.room_id == Chatroom.id)
+    """Delete some of the messages that a deleted room has left, or the room without any; return how many it was."""
+    # Locked before its messages, as by whoever erases the account: else they would meet at replies and their prompts.
+    room_id = db.session.scalar(
+        select(Chatroom.id)
+        .where(Chatroom.former_user_id.is_not(None))
+        .order_by(Chatroom.former_user_id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
     )
+    if room_id is None:
+        return 0
+    is_empty = ~exists().where(Message.room_id == Chatroom.id)
+    return delete_some(Message, Message.room_id == room_id) or delete_some(Chatroom, Chatroom.id == room_id, is_empty)
 
 
 def fields_of(room: Chatroom) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from chatapi.auth.models import Session, User
 from chatapi.breaker import CircuitOpenError
 from chatapi.chatrooms.follower import Follower
 from chatapi.chatrooms.live import BEGINNING, MOST_WAIT_SECONDS, QUICK_WAIT_SECONDS, LiveReplies, Written, live_replies
-from chatapi.chatrooms.models import Message
+from chatapi.chatrooms.models import Message, is_owned
 from chatapi.chatrooms.prompts import NotAReplyError, TooBusyError
 from chatapi.extensions import REDIS_BUDGET_SECONDS, db
 
@@ -101,7 +101,9 @@ def _await_end(live: LiveReplies, reply_id: UUID, deadline: float) -> Message | 
 def _look(reply_id: UUID) -> Message | None:
     """Return the reply if it has ended; None also while PostgreSQL is away: the prompt is accepted in any case."""
     try:
-        reply = db.session.get(Message, reply_id)
+        reply = db.session.scalars(
+            select(Message).where(Message.id == reply_id, is_owned(Message.room_id))
+        ).one_or_none()
     except SQLAlchemyError:
         return None
     finally:
@@ -162,7 +164,7 @@ def _reload(reply_id: UUID, session_id: UUID) -> Message | None:
             select(Message)
             .join(Session, Session.id == session_id)
             .join(User, User.id == Session.user_id)
-            .where(Message.id == reply_id, User.disabled_at.is_(None))
+            .where(Message.id == reply_id, is_owned(Message.room_id), User.disabled_at.is_(None))
         )
         return db.session.scalars(query).one_or_none()
     finally:

@@ -40,6 +40,7 @@ CLEAN_EVERY_SECONDS = 60.0
 CLEAN_SECONDS = 1.0
 """For each kind of thing: nothing is rung for meanwhile. What is left waits for the next time."""
 OVERDUE_EVERY_SECONDS = 5.0
+CLEAR_EVERY_SECONDS = 5.0
 STOP_GRACE_SECONDS = 10.0
 """How long whoever stops a reply has to end it; if they died over it, the sweeper does."""
 BATCH = 200
@@ -65,7 +66,7 @@ log = structlog.get_logger(__name__)
 def run_sweeper(stop: threading.Event) -> None:
     """Sweep every second until `stop` is set. PostgreSQL being away is waited out."""
     metrics.started("sweeper")
-    cleaned_at = ended_at = beaten_at = float("-inf")
+    cleaned_at = cleared_at = ended_at = beaten_at = float("-inf")
     while not stop.is_set():
         try:
             sweep()
@@ -74,11 +75,14 @@ def run_sweeper(stop: threading.Event) -> None:
                 beaten_at = time.monotonic()
             if time.monotonic() - ended_at >= OVERDUE_EVERY_SECONDS:
                 end_overdue()
-                clear_rooms()
                 ended_at = time.monotonic()
             if time.monotonic() - cleaned_at >= CLEAN_EVERY_SECONDS:
                 clean()
                 cleaned_at = time.monotonic()
+            # Last, and not again at once when it fails: nothing else is to wait for it.
+            if time.monotonic() - cleared_at >= CLEAR_EVERY_SECONDS:
+                cleared_at = time.monotonic()
+                clear_rooms()
         except SQLAlchemyError as error:
             log.warning("sweep_failed", reason=type(error).__name__)
         finally:

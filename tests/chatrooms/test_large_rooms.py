@@ -9,21 +9,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import psycopg2
 import pytest
 from flask import Flask
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from chatapi import extensions, metrics
-from chatapi.chatrooms import export, search, service
+from chatapi.breaker import CircuitOpenError
+from chatapi.chatrooms import export, search, service, stops, stream
+from chatapi.chatrooms.live import LiveReplies
 from chatapi.extensions import db, in_transaction
-from chatapi.replies import titles
+from chatapi.replies import sweeper, titles
 from chatapi.replies.sweeper import clear_rooms, run_sweeper
-from tests.chatrooms.support import ids, send
-from tests.support import Account, Services, wait_for
+from tests.chatrooms.support import beside, ids, send
+from tests.support import Account, Services, race, wait_for
 
 LEFT = """
     SELECT (SELECT count(*) FROM messages WHERE room_id = :id) AS messages,
@@ -149,12 +152,12 @@ def test_sweeper_does_it_by_itself(
             run_sweeper(stop)
 
     with ThreadPoolExecutor(1) as pool:
-        sweeper = pool.submit(run)
+        running = pool.submit(run)
         try:
             wait_for(lambda: left(room_id) == (0, 0, 0), seconds=15)
         finally:
             stop.set()
-        sweeper.result()
+        running.result()
 
 
 def test_sweeper_passes_over_what_somebody_holds(
@@ -175,6 +178,50 @@ def test_sweeper_passes_over_what_somebody_holds(
     sweep_up()
 
     assert left(room_id) == (0, 0, 0)
+
+
+def test_sweeper_leaves_a_room_to_who_has_it(
+    app: Flask,
+    services: Services,
+    account: Account,
+    left: Callable[[str], tuple[int, ...]],
+    sweep_up: Callable[[], None],
+) -> None:
+    """Another sweeper, or the account's end: both go on to the messages, in an order of their own."""
+    room_id = account.open_room()
+    add_messages(app, room_id, 3)
+    delete(account, room_id)
+
+    with closing(psycopg2.connect(services.postgres.url)) as holder:
+        holder.cursor().execute("SELECT FROM chatrooms WHERE id = %s FOR UPDATE", [room_id])
+        sweep_up()
+
+    assert left(room_id) == (3, 0, 1)
+
+
+def test_sweeper_goes_on_when_clearing_fails(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    stop = threading.Event()
+
+    def fail() -> None:
+        done.append("cleared")
+        raise OperationalError("DELETE", None, Exception("canceling statement due to statement timeout"))
+
+    def sweep_thrice() -> int:
+        done.append("swept")
+        if done.count("swept") == 3:
+            stop.set()
+        return 0
+
+    monkeypatch.setattr(metrics, "started", lambda _: None)
+    monkeypatch.setattr(sweeper, "SWEEP_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(sweeper, "sweep", sweep_thrice)
+    monkeypatch.setattr(sweeper, "clean", lambda: done.append("cleaned"))
+    monkeypatch.setattr(sweeper, "clear_rooms", fail)
+    with app.app_context():
+        sweeper.run_sweeper(stop)
+
+    assert done == ["swept", "cleaned", "cleared", "swept", "swept"]
 
 
 @pytest.mark.parametrize(("count", "messages"), [(2, 0), (3, 3)])
@@ -227,6 +274,75 @@ def test_search_does_not_weigh_what_is_left(app: Flask, account: Account, monkey
     delete(account, deleted)
 
     assert [room["id"] for room in account.call("GET", "/chatroom?q=okapi").get_json()["chatrooms"]] == [kept]
+
+
+def test_search_leaves_out_what_is_deleted_while_it_looks(
+    app: Flask, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id = account.open_room(title="numbats")
+    add_messages(app, room_id, 3, "okapi")
+    find = search._find
+
+    def find_and_delete(*about: Any) -> Any:
+        found = find(*about)
+        race(1, lambda _: delete(beside(app, account), room_id))
+        return found
+
+    monkeypatch.setattr(search, "_find", find_and_delete)
+
+    assert account.call("GET", "/chatroom?q=okapi").get_json()["chatrooms"] == []
+
+
+def test_stream_ends_without_the_reply_of_a_room_that_is_deleted_unannounced(
+    unchecked: tuple[Flask, Account], attempt: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, account = unchecked
+    room_id = account.open_room()
+    reply_id = account.prompt(room_id, "hello")
+    add_messages(app, room_id, 1)
+    monkeypatch.setattr(stream, "CHECK_EVERY_SECONDS", 1.0)
+    monkeypatch.setattr(LiveReplies, "read", Mock(side_effect=CircuitOpenError))
+
+    path = f"/chatroom/{room_id}/message/{reply_id}/stream"
+    with account.client.get(path, headers=account.headers, buffered=False) as answer:
+        pieces = answer.iter_encoded()
+        next(pieces)
+        attempt(reply_id)
+        delete(beside(app, account), room_id)
+        rest = b"".join(pieces)
+
+    assert b"event:" not in rest
+
+
+def test_stop_under_way_finds_nothing_when_the_room_is_deleted(
+    app: Flask, account: Account, attempt: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room_id = account.open_room()
+    reply_id = account.prompt(room_id, "hello")
+    add_messages(app, room_id, 1)
+
+    def end_and_delete(_: UUID) -> bool:
+        race(1, lambda _: (attempt(reply_id), delete(beside(app, account), room_id)))
+        return False
+
+    monkeypatch.setattr(stops, "_request_stop", end_and_delete)
+
+    assert account.call("POST", f"/chatroom/{room_id}/message/{reply_id}/stop").status_code == 404
+
+
+def test_whoever_waits_for_a_reply_does_not_get_it_from_a_deleted_room(
+    app: Flask, account: Account, attempt: Callable[..., None]
+) -> None:
+    room_id = account.open_room()
+    reply_id = account.prompt(room_id, "hello")
+    attempt(reply_id)
+    add_messages(app, room_id, 1)
+
+    with app.app_context():
+        assert stream._look(UUID(reply_id)) is not None
+    delete(account, room_id)
+    with app.app_context():
+        assert stream._look(UUID(reply_id)) is None
 
 
 def test_model_is_not_asked_for_a_title_of_what_is_left(

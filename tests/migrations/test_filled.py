@@ -22,7 +22,7 @@ REVISIONS = [script.revision for script in reversed(list(ScriptDirectory(str(MIG
 
 NOT_KEPT_ON_THE_WAY_DOWN = {
     "0002": "DELETE FROM refresh_tokens WHERE used_at IS NOT NULL",
-    "0008": "DELETE FROM chatrooms WHERE user_id IS NULL",
+    "0009": "DELETE FROM chatrooms WHERE user_id IS NULL",
 }
 """What a way down deletes, as the release before it knows no such rows."""
 

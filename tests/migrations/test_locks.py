@@ -51,6 +51,13 @@ def index_waits() -> bool:
     return found == 1
 
 
+def somebody_waits() -> bool:
+    statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    found: int = db.session.execute(text(statement)).scalar_one()
+    db.session.remove()
+    return found == 1
+
+
 @pytest.fixture
 def widening(fresh_app: Flask, migrations: Path) -> Path:
     """A database at the present head, and migrations with one more that needs `messages` for itself."""
@@ -258,6 +265,23 @@ def test_command_names_no_values_when_the_rows_do_not_allow_a_migration(
     assert name not in caplog.text
 
 
+def test_request_that_changes_a_room_is_in_no_deadlock_with_the_migrations(
+    fresh_app: Flask, connect: Connect, start_run: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """It locks the account before the room, and a migration that wants both does so too."""
+    upgrade(revision="0006")
+
+    with long_transaction(connect, "UPDATE users SET rooms_version = rooms_version") as request:
+        run = start_run()
+        wait_for(somebody_waits, seconds=20)
+        request.cursor().execute("UPDATE chatrooms SET title = title")
+        request.commit()
+
+    output, _ = run.communicate(timeout=30)
+    assert (run.returncode, "migration_got_no_lock" in output) == (0, False), output
+    assert revision() == fresh_app.config["HEAD_REVISION"]
+
+
 def test_statements_are_printed_without_a_connection_when_asked_for_sql(
     fresh_app: Flask, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +291,6 @@ def test_statements_are_printed_without_a_connection_when_asked_for_sql(
 
     printed = capsys.readouterr()
     assert printed.out.startswith("SET lock_timeout = '2000ms';")
-    transactions = len(fresh_app.config["KNOWN_REVISIONS"]) + 1  # 0008 ends its own in the middle.
+    transactions = len(fresh_app.config["KNOWN_REVISIONS"]) + 1  # 0009 ends its own in the middle.
     assert printed.out.count("BEGIN;") == printed.out.count("COMMIT;") == transactions
     assert "secret-word" not in printed.out + printed.err

@@ -85,10 +85,13 @@ def test_workers_count_again_after_one_has_died(system: System, stack: ExitStack
     wait_for(lambda: before[0] not in workers_of(system) and len(workers_of(system)) == 2)
     wait_for(lambda: len(ready(system)) == 2)
 
-    for _ in range(EACH):
-        connect(system, stack)
+    def connect_some() -> bool:
+        for _ in range(EACH):
+            connect(system, stack)
+        return all(connections_of(pid, system.port) >= EACH // 4 for pid in workers_of(system))
 
-    assert all(connections_of(pid, system.port) >= EACH // 4 for pid in workers_of(system))
+    # On a busy machine the first may be too late for the new one.
+    assert any(connect_some() for _ in range(3))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

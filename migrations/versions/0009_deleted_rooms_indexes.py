@@ -6,8 +6,8 @@ as it did the old one.
 
 from alembic import op
 
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
@@ -33,9 +33,12 @@ def upgrade() -> None:
             op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
             op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {index}")
         op.execute("DROP INDEX CONCURRENTLY IF EXISTS ix_chatrooms_search")
+        # Without statistics PostgreSQL takes most rooms for deleted ones.
+        op.execute("ANALYZE chatrooms")
 
 
 def downgrade() -> None:
+    op.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
     for name, constraint in CONSTRAINTS.items():
         op.execute(f"ALTER TABLE chatrooms DROP CONSTRAINT {name}")
         op.execute(f"ALTER TABLE chatrooms ADD CONSTRAINT {name} {constraint} NOT VALID")
