@@ -17,7 +17,7 @@ from chatapi import metrics, quota
 from chatapi.broker import ring
 from chatapi.chatrooms import service
 from chatapi.chatrooms.idempotency import KeyedRequest, claim_key
-from chatapi.chatrooms.models import FINAL, Chatroom, Message
+from chatapi.chatrooms.models import FINAL, Message
 from chatapi.errors import ChatAPIError, ConflictError, NotFoundError, ServiceUnavailableError, UnauthorizedError
 from chatapi.extensions import db, in_transaction, run_alone
 from chatapi.ids import parse_id, uuid7
@@ -142,15 +142,11 @@ def _once(user_id: UUID, keyed: KeyedRequest | None, accept: Callable[[UUID], Ac
     """Accept, or return what was accepted under the request's key earlier."""
     reply_id = uuid7()
     earlier = claim_key(user_id, keyed, reply_id) if keyed is not None else None
-    return accept(reply_id) if earlier is None else _replay(user_id, earlier)
+    return accept(reply_id) if earlier is None else _replay(earlier)
 
 
-def _replay(user_id: UUID, reply_id: UUID) -> AcceptedPrompt:
-    reply = db.session.scalars(
-        select(Message)
-        .join(Chatroom, Chatroom.id == Message.room_id)
-        .where(Message.id == reply_id, Chatroom.user_id == user_id)
-    ).one_or_none()
+def _replay(reply_id: UUID) -> AcceptedPrompt:
+    reply = service.read_message(reply_id)
     prompt = reply and db.session.get(Message, reply.reply_to)
     if reply is None or prompt is None:
         raise NotFoundError("Chatroom not found")  # Deleted since, with all that was in it.

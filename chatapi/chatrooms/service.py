@@ -16,7 +16,7 @@ from sqlalchemy import delete, exists, func, select, tuple_, update
 
 from chatapi.auth.models import User
 from chatapi.catalogue import catalogue, tier_of
-from chatapi.chatrooms.models import Chatroom, Message, ReplyJob, usage_of
+from chatapi.chatrooms.models import Chatroom, Message, ReplyJob, is_owned, usage_of
 from chatapi.errors import ChatAPIError, NotFoundError, UnauthorizedError, ValidationFailedError
 from chatapi.extensions import db, delete_some, run_alone
 from chatapi.ids import parse_id, uuid7
@@ -178,6 +178,11 @@ def find_owned_message(user_id: UUID, chatroom_id: str, message_id: str) -> Mess
     if message is None:
         raise NotFoundError("Message not found")
     return message
+
+
+def read_message(message_id: UUID) -> Message | None:
+    """Return a message, for whoever has seen before that it is the caller's; None if it, or its room, was deleted."""
+    return db.session.scalars(select(Message).where(Message.id == message_id, is_owned(Message.room_id))).one_or_none()
 
 
 def update_chatroom(user_id: UUID, chatroom_id: str, fields: dict[str, Any]) -> Chatroom:

@@ -11,14 +11,14 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, text
 
 from chatapi.admission import waiting_room
 from chatapi.breaker import CircuitOpenError
 from chatapi.chatrooms import service
 from chatapi.chatrooms.endings import Ending, Lease, announce_end, seize_and_end
 from chatapi.chatrooms.live import BEGINNING, QUICK_WAIT_SECONDS, live_replies
-from chatapi.chatrooms.models import Message, is_owned
+from chatapi.chatrooms.models import Message
 from chatapi.chatrooms.prompts import NotAReplyError
 from chatapi.errors import NotFoundError
 from chatapi.extensions import db, in_transaction
@@ -126,7 +126,7 @@ def streamed_text(message_id: UUID) -> Streamed:
 def _final(message_id: UUID) -> Message | None:
     """Return the reply if it has ended, None if not; raises `NotFoundError` if it was deleted."""
     db.session.remove()
-    reply = db.session.scalars(select(Message).where(Message.id == message_id, is_owned(Message.room_id))).one_or_none()
+    reply = service.read_message(message_id)
     if reply is None:
         raise NotFoundError("Message not found")
     return reply if reply.is_final else None

@@ -14,6 +14,7 @@ from chatapi import metrics
 from chatapi.admission import is_client_gone, waiting_room
 from chatapi.auth.models import Session, User
 from chatapi.breaker import CircuitOpenError
+from chatapi.chatrooms import service
 from chatapi.chatrooms.follower import Follower
 from chatapi.chatrooms.live import BEGINNING, MOST_WAIT_SECONDS, QUICK_WAIT_SECONDS, LiveReplies, Written, live_replies
 from chatapi.chatrooms.models import Message, is_owned
@@ -101,9 +102,7 @@ def _await_end(live: LiveReplies, reply_id: UUID, deadline: float) -> Message | 
 def _look(reply_id: UUID) -> Message | None:
     """Return the reply if it has ended; None also while PostgreSQL is away: the prompt is accepted in any case."""
     try:
-        reply = db.session.scalars(
-            select(Message).where(Message.id == reply_id, is_owned(Message.room_id))
-        ).one_or_none()
+        reply = service.read_message(reply_id)
     except SQLAlchemyError:
         return None
     finally:

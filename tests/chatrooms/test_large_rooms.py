@@ -160,43 +160,34 @@ def test_sweeper_does_it_by_itself(
         running.result()
 
 
+@pytest.mark.parametrize(
+    ("held", "rest"),
+    [
+        ("SELECT FROM messages WHERE room_id = %s LIMIT 1 FOR UPDATE", (1, 0, 1)),
+        # Another sweeper, or the account's end: both go on to the messages, in an order of their own.
+        ("SELECT FROM chatrooms WHERE id = %s FOR UPDATE", (3, 0, 1)),
+    ],
+)
 def test_sweeper_passes_over_what_somebody_holds(
     app: Flask,
     services: Services,
     account: Account,
     left: Callable[[str], tuple[int, ...]],
     sweep_up: Callable[[], None],
+    held: str,
+    rest: tuple[int, ...],
 ) -> None:
     room_id = account.open_room()
     add_messages(app, room_id, 3)
     delete(account, room_id)
 
     with closing(psycopg2.connect(services.postgres.url)) as holder:
-        holder.cursor().execute("SELECT FROM messages WHERE room_id = %s LIMIT 1 FOR UPDATE", [room_id])
+        holder.cursor().execute(held, [room_id])
         sweep_up()
-        assert left(room_id) == (1, 0, 1)
+        assert left(room_id) == rest
     sweep_up()
 
     assert left(room_id) == (0, 0, 0)
-
-
-def test_sweeper_leaves_a_room_to_who_has_it(
-    app: Flask,
-    services: Services,
-    account: Account,
-    left: Callable[[str], tuple[int, ...]],
-    sweep_up: Callable[[], None],
-) -> None:
-    """Another sweeper, or the account's end: both go on to the messages, in an order of their own."""
-    room_id = account.open_room()
-    add_messages(app, room_id, 3)
-    delete(account, room_id)
-
-    with closing(psycopg2.connect(services.postgres.url)) as holder:
-        holder.cursor().execute("SELECT FROM chatrooms WHERE id = %s FOR UPDATE", [room_id])
-        sweep_up()
-
-    assert left(room_id) == (3, 0, 1)
 
 
 def test_sweeper_goes_on_when_clearing_fails(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
