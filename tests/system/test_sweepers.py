@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import redis
@@ -17,7 +18,7 @@ import redis
 from tests.support import Account, wait_for
 from tests.system.support import System, sleep_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PEOPLE, ROOMS_EACH = 10, 45
 WINDOWS = (0.0, 5.0, 15.0)
@@ -25,6 +26,7 @@ WINDOWS = (0.0, 5.0, 15.0)
 LOOKED_AT_SECONDS = 25.0
 FROZEN_SECONDS = 8.0
 BATCH = 200
+MOST_TRIES = 3
 
 
 def rings(queue: redis.Redis) -> dict[str, list[float]]:
@@ -36,23 +38,19 @@ def rings(queue: redis.Redis) -> dict[str, list[float]]:
     return {reply_id: sorted(times) for reply_id, times in found.items()}
 
 
-def test_each_due_row_is_rung_for_once_a_window_when_one_of_three_sweepers_is_killed_and_one_frozen(
-    system: System, sign_in: Callable[..., Account]
-) -> None:
-    system["worker"].stop()
-    people = [sign_in(via=system.client) for _ in range(PEOPLE)]
+def watch_rings(system: System) -> tuple[dict[str, list[float]], str]:
+    """Let all replies be due at once, end one sweeper and hold another up.
 
-    def fill(person: Account) -> list[str]:
-        return [person.prompt(person.open_room(title="due"), "due") for _ in range(ROOMS_EACH)]
-
+    Return when each reply was rung for, and what the sweepers logged meanwhile.
+    """
     with (
         system.another("sweeper"),
         system.another("sweeper") as frozen,
         redis.Redis.from_url(system.services.valkey.url) as queue,
     ):
-        with ThreadPoolExecutor(PEOPLE) as pool:
-            replies = [reply_id for found in pool.map(fill, people) for reply_id in found]
-        time.sleep(2)  # All three are up.
+        time.sleep(5)  # All three are up.
+        logs = [Path(sweeper.log or "") for sweeper in (system["sweeper"], frozen)]  # The two others share one.
+        said = [len(log.read_text()) for log in logs]
         queue.flushall()
         system.rows("UPDATE reply_jobs SET ring_at = clock_timestamp(), rings = 0 RETURNING 1")
         began = time.monotonic()
@@ -64,12 +62,32 @@ def test_each_due_row_is_rung_for_once_a_window_when_one_of_three_sweepers_is_ki
         finally:
             os.kill(frozen.pid or 0, signal.SIGCONT)
         sleep_until(began + LOOKED_AT_SECONDS)
-        found = rings(queue)
+        logged = "".join(log.read_text()[length:] for log, length in zip(logs, said, strict=True))
+        return rings(queue), logged
 
-    assert set(found) == set(replies)
+
+def test_each_due_row_is_rung_for_once_a_window_when_one_of_three_sweepers_is_killed_and_one_frozen(
+    system: System, sign_in: Callable[..., Account]
+) -> None:
+    system["worker"].stop()
+    people = [sign_in(via=system.client) for _ in range(PEOPLE)]
+
+    def fill(person: Account) -> list[str]:
+        return [person.prompt(person.open_room(title="due"), "due") for _ in range(ROOMS_EACH)]
+
+    with ThreadPoolExecutor(PEOPLE) as pool:
+        replies = [reply_id for found in pool.map(fill, people) for reply_id in found]
+    for _ in range(MOST_TRIES):
+        found, logged = watch_rings(system)
+        # To a machine that stands still Valkey seems away; what is then not told is for test_redis_faults.py.
+        if "redis_unavailable" not in logged:
+            break
+        system["sweeper"].restart()
+
+    assert set(found) == set(replies), logged
     # What the killed one had taken and not rung for misses a window; what the frozen one had taken is rung for late.
-    assert {len(times) for times in found.values()} <= {len(WINDOWS) - 1, len(WINDOWS), len(WINDOWS) + 1}
+    assert {len(times) for times in found.values()} <= {len(WINDOWS) - 1, len(WINDOWS), len(WINDOWS) + 1}, logged
     whole = [times for times in found.values() if len(times) == len(WINDOWS)]
-    assert len(whole) >= len(replies) - 2 * BATCH
+    assert len(whole) >= len(replies) - 2 * BATCH, logged
     close = [times for times in found.values() if min(b - a for a, b in pairwise(times)) < 3]
-    assert len(close) <= BATCH
+    assert len(close) <= BATCH, logged
