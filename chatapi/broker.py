@@ -30,7 +30,8 @@ CHORES_QUEUE = "chores"
 BILLING_QUEUE = "billing"
 """What is done with Stripe, in a process of its own too: while Stripe hangs, it holds every thread it has."""
 
-WORKER_SOCKET_TIMEOUT_SECONDS = 5
+PATIENT_SOCKET_TIMEOUT_SECONDS = 5
+"""What a process waits for Redis that keeps no request waiting: workers, and the sweeper."""
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +96,7 @@ class QueueBroker(RedisBroker):
     is kept in PostgreSQL.
     """
 
-    longest_wait_seconds = WORKER_SOCKET_TIMEOUT_SECONDS / 2
+    longest_wait_seconds = PATIENT_SOCKET_TIMEOUT_SECONDS / 2
     """A consumer's blocking command must be over before the socket's time is."""
 
     def __init__(self, nodes: Nodes, middleware: list[Middleware]) -> None:
@@ -138,14 +139,25 @@ def init_broker(app: Flask) -> None:
     app.extensions["broker_breaker"] = RedisBreaker("ring")
 
 
+def ring_patiently(app: Flask) -> None:
+    """Have the application wait for Redis as long as workers do when it rings, which is for a process of no requests.
+
+    Who rings for hundreds of rows, each of which is due again only later, must not take a short stall for an outage.
+    """
+    app.extensions["broker"] = QueueBroker(_patient_nodes(app), middleware=[])
+
+
 def worker_broker(app: Flask) -> QueueBroker:
     """Return a broker for a worker process to consume from, patient where the web's is not."""
-    nodes = connect(
+    return QueueBroker(_patient_nodes(app), middleware=[AppContext(app), Drain()])
+
+
+def _patient_nodes(app: Flask) -> Nodes:
+    return connect(
         app.config["REDIS_URL"],
-        socket_timeout=WORKER_SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=WORKER_SOCKET_TIMEOUT_SECONDS,
+        socket_timeout=PATIENT_SOCKET_TIMEOUT_SECONDS,
+        socket_connect_timeout=PATIENT_SOCKET_TIMEOUT_SECONDS,
     )
-    return QueueBroker(nodes, middleware=[AppContext(app), Drain()])
 
 
 def declare_actor(broker: QueueBroker, actor_name: str, queue_name: str, work: Callable[[UUID], None]) -> None:

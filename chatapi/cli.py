@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 import click
-from flask import Flask
+from flask import Flask, current_app
 from flask.cli import AppGroup, NoAppException, with_appcontext
 
 from chatapi.accounts_cli import otp_commands, user_commands
 from chatapi.billing_cli import billing_commands
+from chatapi.broker import ring_patiently
 from chatapi.demo.command import seed_demo
 from chatapi.doctor.command import doctor
 from chatapi.doctor.redis_command import redis_check
@@ -37,6 +38,7 @@ def sweeper() -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    ring_patiently(current_app)
     run_sweeper(stop)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from math import ceil
+from threading import Timer
 from typing import Any
 from uuid import UUID
 
@@ -12,11 +16,12 @@ import redis
 from flask import Flask, current_app
 from sqlalchemy import text
 
-from chatapi.broker import NAMESPACE
+from chatapi.broker import NAMESPACE, ring_patiently
 from chatapi.chatrooms.endings import Ending, conclude
 from chatapi.chatrooms.live import Piece, live_replies
-from chatapi.extensions import db, in_transaction
-from chatapi.replies import jobs
+from chatapi.chatrooms.prompts import REPLIES_QUEUE, ring_reply
+from chatapi.extensions import REDIS_BUDGET_SECONDS, db, in_transaction
+from chatapi.replies import jobs, sweeper
 from chatapi.replies.monitor import QUEUES
 from chatapi.replies.sweeper import FULL_QUEUE, clean, end_overdue, sweep
 from tests.support import Account, Services, race
@@ -120,6 +125,30 @@ def test_nothing_is_taken_while_redis_is_away(make_app: Callable[..., Flask], ac
 
     assert ring_delay() <= 0
     assert sweep() == 1
+
+
+def test_all_that_is_taken_is_rung_for_when_redis_stalls_meanwhile(
+    services: Services, make_app: Callable[..., Flask], pro_account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = {UUID(pro_account.prompt(pro_account.open_room(), "hello")) for _ in range(5)}
+    make_due()
+    queue_client().flushdb()
+    valkey = services.valkey_process.pid or 0
+    take = sweeper.take_due_jobs
+
+    def take_and_stall(limit: int) -> list[UUID]:
+        os.kill(valkey, signal.SIGSTOP)
+        Timer(3 * REDIS_BUDGET_SECONDS, os.kill, (valkey, signal.SIGCONT)).start()
+        return take(limit)
+
+    monkeypatch.setattr(sweeper, "DUE", ((REPLIES_QUEUE, take_and_stall, ring_reply),))
+    app = make_app()
+    ring_patiently(app)
+    with app.app_context():
+        assert sweep() == 5
+
+    rung = {UUID(json.loads(message)["args"][0]) for message in queue_client().hvals(f"{NAMESPACE}:replies.msgs")}
+    assert rung == replies
 
 
 DUE_OF_EACH_KIND = """
